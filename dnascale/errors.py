@@ -1,0 +1,46 @@
+"""Errors that users meet: one sentence each, with a documented exit code.
+
+A function raises the class that names what is wrong; `cli.py` prints the sentence and exits with its code.
+"""
+
+
+class DnascaleError(Exception):
+    """Base class. The message is one or two plain sentences: what, where, why it matters, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(DnascaleError):
+    """A command, an option or a configuration that cannot be carried out."""
+
+    exit_code = 2
+
+
+class DataError(DnascaleError):
+    """Input sequences or shards that are missing, damaged or unusable."""
+
+    exit_code = 3
+
+
+class CheckpointError(DnascaleError):
+    """A checkpoint that is missing, damaged or belongs to something else."""
+
+    exit_code = 4
+
+
+class SpaceError(DnascaleError):
+    """No space left where something must be written."""
+
+    exit_code = 5
+
+
+class NumericsError(DnascaleError):
+    """A loss, gradient or weight that is not finite."""
+
+    exit_code = 6
+
+
+class PeerError(DnascaleError):
+    """A process of the job is lost, late, or not part of the group it should be in."""
+
+    exit_code = 7
