@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dnascale.errors import DataError
-from dnascale.vocab import CHARACTER, SOFT_MASK_BIT, Vocabulary
+from dnascale.vocab import SOFT_MASK_BIT, Vocabulary
 
 FORMAT = "dnascale-dataset"
 VERSION = 1
@@ -301,4 +301,6 @@ def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) ->
 def split_records(dataset: Dataset, split: str, max_tokens: int | None = None) -> list[np.ndarray]:
     """The records of a split, each uint8 [bases]. `max_tokens` bounds the memory; the last record may be cut."""
     stream = split_stream(dataset, split, max_tokens)
-    return [r[r != CHARACTER.sep] for r in np.split(stream, np.flatnonzero(stream == dataset.vocabulary.sep) + 1)]
+    separator = dataset.vocabulary.sep
+    parts = np.split(stream, np.flatnonzero(stream == separator) + 1)
+    return [part[part != separator] for part in parts if len(part) > 1]

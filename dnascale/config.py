@@ -1,0 +1,237 @@
+"""The configuration of a run: typed, with units, read from YAML and `key=value` overrides.
+
+Precedence: defaults here < preset < the user's YAML < overrides on the command line. Unknown keys are errors.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from dnascale.errors import UsageError
+
+PRESETS = Path(__file__).parent / "model" / "presets"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    path: str = Field(description="data set folder made by `dnascale prepare`")
+    verify: Literal["checksum", "size"] = Field("checksum", description="how the training shards are checked at start")
+    separate_records: bool = Field(True, description="records in one window do not attend to each other")
+    allow_short_records: bool = Field(False, description="accept a context longer than every training record")
+
+
+class ModelConfig(_Section):
+    hidden_size: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    intermediate_size: PositiveInt
+    context: PositiveInt = Field(description="window length in tokens")
+    local_attention: PositiveInt = Field(128, description="window of local layers in tokens, both sides together")
+    global_every: PositiveInt = Field(3, description="every n-th layer attends globally")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelConfig":
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be an even multiple of heads={self.heads} (rotary embeddings)"
+            )
+        return self
+
+
+class MaskingConfig(_Section):
+    rate: float = Field(0.2, gt=0, le=0.9, description="share of a window's tokens that are predicted")
+    replace_with_mask: float = Field(0.8, ge=0, le=1, description="of these, the share shown as [MASK]")
+    replace_with_random: float = Field(0.1, ge=0, le=1, description="of these, the share shown as a random base")
+    reverse_complement: bool = Field(False, description="show half of the windows as their other strand")
+    repeat_weight: float = Field(1.0, ge=0, description="loss weight of soft-masked bases")
+
+    @model_validator(mode="after")
+    def _shares(self) -> "MaskingConfig":
+        if self.replace_with_mask + self.replace_with_random > 1:
+            raise ValueError("replace_with_mask + replace_with_random must not exceed 1")
+        return self
+
+
+class OptimizerConfig(_Section):
+    learning_rate: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.01, ge=0, description="not applied to norms and biases")
+    gradient_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
+
+
+class ScheduleConfig(_Section):
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in linear warm-up")
+    decay: float = Field(0.2, ge=0, le=1, description="share of the steps in linear decay at the end")
+    final: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+
+
+class TrainConfig(_Section):
+    steps: PositiveInt | None = Field(None, description="optimizer steps")
+    epochs: PositiveFloat | None = Field(None, description="passes over the training split")
+    minutes: PositiveFloat | None = Field(None, description="wall time; the steps are derived from a short timing")
+    global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
+    micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
+    precision: Literal["bf16", "fp32"] = "bf16"
+    engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3, zero3_offload or a DeepSpeed JSON file")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
+    seed: int = Field(0, ge=0)
+
+
+class CheckpointConfig(_Section):
+    every: PositiveInt = Field(500, description="optimizer steps between checkpoints")
+    keep: PositiveInt = Field(3, description="newest checkpoints that stay")
+
+
+class EvaluationConfig(_Section):
+    every: PositiveInt = Field(250, description="optimizer steps between evaluations")
+    windows: PositiveInt = Field(256, description="windows of the valid split that are evaluated during training")
+
+
+class LogConfig(_Section):
+    every: PositiveInt = Field(10, description="optimizer steps between lines of metrics.jsonl")
+    wandb: Literal["off", "online", "offline"] = "off"
+    wandb_project: str = "dnascale"
+
+
+class RunConfig(_Section):
+    dir: str = Field(description="folder of this run")
+    allow_change: bool = Field(False, description="accept a configuration that differs from the one the run began with")
+
+
+class Config(_Section):
+    """One run, whole."""
+
+    data: DataConfig
+    model: ModelConfig
+    masking: MaskingConfig = MaskingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    log: LogConfig = LogConfig()
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        context, train = self.model.context, self.train
+        given = [k for k in ("steps", "epochs", "minutes") if getattr(train, k) is not None]
+        if not given:
+            raise ValueError("train: say how long: train.steps, train.epochs or train.minutes")
+        if "epochs" in given and len(given) > 1:
+            raise ValueError(f"train: give one of {', '.join(given)}, not several")
+        for key in ("global_batch_tokens", "micro_batch_tokens"):
+            if getattr(train, key) % context:
+                raise ValueError(f"train.{key}={getattr(train, key)} must be a multiple of model.context={context}")
+        return self
+
+
+#: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
+HARDWARE_KEYS = (
+    "data.path", "data.verify", "train.micro_batch_tokens", "train.engine", "train.device", "train.processes",
+    "checkpoint", "evaluation", "log", "run",
+)  # fmt: skip
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(source: str, overrides: list[str]) -> Config:
+    """A preset's name or a YAML file, with `section.key=value` overrides. Raises UsageError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        tree = OmegaConf.load(_find(source))
+        if not OmegaConf.is_dict(tree):
+            raise UsageError(f"{source} is not a configuration: it must hold `section: {{key: value}}` pairs.")
+        if (base := tree.pop("preset", None)) is not None:
+            tree = OmegaConf.merge(OmegaConf.load(_preset(str(base))), tree)
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals or not key.strip():
+                raise UsageError(f"'{override}' is not an override; write section.key=value, e.g. train.steps=1000.")
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UsageError(f"{source} cannot be read as configuration: {' '.join(str(error).split())}") from error
+    assert isinstance(values, dict)
+    values.setdefault("run", {}).setdefault("dir", f"runs/{Path(source).stem}")
+    return parse(values, source)
+
+
+def parse(values: dict[str, Any], source: str) -> Config:
+    """A plain tree to a Config. Raises UsageError that names the first wrong keys and the nearest right ones."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: " + "; ".join(_explain(e) for e in error.errors()[:5])) from None
+
+
+def to_yaml(config: Config) -> str:
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def changes(before: Config, after: Config) -> list[str]:
+    """Lines `key: old -> new` for what differs and matters to what the run computes."""
+
+    def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in tree.items():
+            name = f"{prefix}{key}"
+            out |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        return out
+
+    old, new = leaves(before.model_dump()), leaves(after.model_dump())
+    return [
+        f"{key}: {old[key]} -> {new[key]}"
+        for key in old
+        if old[key] != new[key] and not any(key == h or key.startswith(f"{h}.") for h in HARDWARE_KEYS)
+    ]
+
+
+def _find(source: str) -> Path:
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        path = Path(source)
+        if not path.is_file():
+            raise UsageError(f"{source}: no such configuration file.")
+        return path
+    return _preset(source)
+
+
+def _preset(name: str) -> Path:
+    path = PRESETS / f"{name}.yaml"
+    if name not in presets():
+        raise UsageError(f"unknown preset '{name}'{_nearest(name, presets())}; there are: {', '.join(presets())}.")
+    return path
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields))}"
+    if error["type"] == "missing":
+        hint = " (the data set folder, e.g. data.path=DATA)" if key in ("data", "data.path") else ""
+        return f"'{key}' is missing{hint}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"'{key}={error['input']}': {error['msg'][0].lower()}{error['msg'][1:]}"

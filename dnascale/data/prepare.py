@@ -1,0 +1,285 @@
+"""Sequences to shards: read strictly, clean, split by group, shuffle, write. Used by `dnascale prepare`.
+
+Two passes: records go to a spool file a split (one byte a base), then from there into shards in a keyed random
+order, so that memory grows with the number of records and not with their length. The folder appears under
+its final name only when it is whole, and the same input gives the same bytes.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dnascale import __version__
+from dnascale.data.shards import Dataset, Shard, ShardWriter, Split, load_dataset
+from dnascale.data.sources import ReadReport, Record, group_of, read_fasta, resolve_all
+from dnascale.errors import DataError, SpaceError, UsageError
+from dnascale.vocab import CHARACTER, SOFT_MASK_BIT, Vocabulary
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What `prepare` does to the records. Recorded in dataset.json."""
+
+    valid: float = 0.1
+    test: float = 0.0
+    group: str | None = None
+    min_length: int = 1
+    soft_mask: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.valid < 0 or self.test < 0 or self.valid + self.test >= 1:
+            raise UsageError(f"--valid {self.valid} and --test {self.test} must be shares that leave some for train.")
+        if self.min_length < 1:
+            raise UsageError(f"--min-length {self.min_length} must be at least 1.")
+        if self.group is not None:
+            try:
+                if re.compile(self.group).groups < 1:
+                    raise UsageError(f"--group '{self.group}' needs a group in parentheses, e.g. 'gene=(\\w+)'.")
+            except re.error as error:
+                raise UsageError(f"--group '{self.group}' is not a regular expression: {error}.") from None
+
+
+@dataclass(slots=True)
+class _Kept:
+    """One record that goes into a split: where it stands in the spool file, and what to say of it."""
+
+    order: bytes
+    name: str
+    group: str
+    source: int
+    start: int
+    length: int
+
+
+@dataclass
+class _Spool:
+    """The kept records of one split, their bases in one temporary file."""
+
+    path: Path
+    file: BinaryIO
+    records: list[_Kept] = field(default_factory=list)
+    bases: int = 0
+
+
+def prepare(
+    sources: list[str],
+    out: Path,
+    options: PrepareOptions,
+    vocabulary: Vocabulary = CHARACTER,
+    progress: Callable[[str, int], None] = lambda _what, _bases: None,
+) -> Dataset:
+    """Reads FASTA `sources` and writes the data set folder `out`.
+
+    `progress(what, bases)` is called as bases are read or written. Raises DataError (input), UsageError (options,
+    `out` not empty) and SpaceError (disk full); in each case nothing is left at `out`.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty: choose another --out, or remove it first.")
+    paths = resolve_all(sources)
+    work = out.with_name(out.name + ".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        dataset = _prepare(paths, work, out, options, vocabulary, progress)
+        (work / "dataset.json").write_text(dataset.to_json())
+        _sync(work)
+        if out.exists():
+            out.rmdir()
+        work.rename(out)
+    except OSError as error:
+        if error.errno in (28, 122, 27):  # ENOSPC, EDQUOT, EFBIG
+            free = shutil.disk_usage(out.parent if out.parent.exists() else Path(".")).free
+            raise SpaceError(
+                f"no space left for {out} ({free:,} bytes free): prepare needs about twice the bases of its input. "
+                "Nothing was kept."
+            ) from error
+        raise UsageError(f"{out} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return load_dataset(out)
+
+
+def _prepare(
+    paths: list[Path],
+    work: Path,
+    out: Path,
+    options: PrepareOptions,
+    vocabulary: Vocabulary,
+    progress: Callable[[str, int], None],
+) -> Dataset:
+    pattern = re.compile(options.group) if options.group else None
+    fractions = {"train": 1.0, "valid": options.valid, "test": options.test}
+    spools = {s: _Spool(work / f"{s}.spool", (work / f"{s}.spool").open("xb")) for s in SPLITS if fractions[s] > 0}
+    dropped: dict[str, Counter[str]] = {}
+    rules: Counter[str] = Counter()
+    described: list[dict[str, Any]] = []
+    bases_in = records_in = 0
+    for index, path in enumerate(paths):
+        before = path.stat()
+        report = ReadReport(path=path)
+        for record in read_fasta(path, report):
+            records_in += 1
+            bases_in += len(record.bases)
+            if reason := _unfit(record, options):
+                dropped.setdefault(reason, Counter()).update(records=1, bases=len(record.bases))
+                continue
+            group, rule = group_of(record, pattern)
+            rules[rule] += 1
+            _keep(record, group, index, spools[split_of(group, options)], options, vocabulary)
+            progress("reading", len(record.bases))
+        after = path.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DataError(f"{path} changed while it was read: prepare again when nothing writes to it.")
+        described.append(
+            {"name": path.name, "bytes": before.st_size, "sha256": _file_digest(path), "records": report.records,
+             "bases": report.bases, "compression": report.compression, "warnings": report.warnings}
+        )  # fmt: skip
+
+    splits: dict[str, Split] = {}
+    for name, spool in spools.items():
+        spool.file.close()
+        if not spool.records:
+            raise DataError(_empty_split(name, records_in, dropped, sum(rules.values()), options))
+        splits[name] = _write_split(name, spool, work, vocabulary, options, progress)
+        spool.path.unlink()
+    kept = {key: sum(getattr(split, key) for split in splits.values()) for key in ("records", "bases")}
+    return Dataset(
+        folder=out,
+        name=out.name,
+        created_by=f"dnascale {__version__}",
+        vocabulary=vocabulary,
+        soft_mask_bit=options.soft_mask,
+        sources=described,
+        options={k: getattr(options, k) for k in options.__dataclass_fields__},
+        cleaning={"records_in": records_in, "bases_in": bases_in, "records_out": kept["records"],
+                  "bases_out": kept["bases"], "dropped": {k: dict(v) for k, v in sorted(dropped.items())}},
+        groups=dict(sorted(rules.items())),
+        splits=splits,
+    )  # fmt: skip
+
+
+def split_of(group: str, options: PrepareOptions) -> str:
+    """The split of a group: a hash of its name alone, so that adding data never moves a group."""
+    place = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8, person=b"dnascale-split").digest()) / 2**64
+    if place < options.valid:
+        return "valid"
+    return "test" if place < options.valid + options.test else "train"
+
+
+def _unfit(record: Record, options: PrepareOptions) -> str | None:
+    if not record.bases:
+        return "empty sequence"
+    if len(record.bases) < options.min_length:
+        return f"shorter than {options.min_length} bases"
+    return None
+
+
+def _keep(
+    record: Record, group: str, source: int, spool: _Spool, options: PrepareOptions, vocabulary: Vocabulary
+) -> None:
+    tokens = vocabulary.encode_bases(record.bases) | vocabulary.soft_mask(record.bases)
+    order = hashlib.blake2b(f"{options.seed}\0{source}\0{record.name}".encode(), digest_size=8).digest()
+    spool.records.append(_Kept(order, record.name, group, source, spool.bases, len(tokens)))
+    spool.file.write(tokens.tobytes())
+    spool.bases += len(tokens)
+
+
+def _write_split(
+    name: str,
+    spool: _Spool,
+    work: Path,
+    vocabulary: Vocabulary,
+    options: PrepareOptions,
+    progress: Callable[[str, int], None],
+) -> Split:
+    bases = np.memmap(spool.path, dtype=np.uint8, mode="r")
+    separator = np.array([vocabulary.sep], dtype=np.uint8)
+    writer = ShardWriter(work, name)
+    sidecar = _Sidecar(work)
+    counts = np.zeros(256, dtype=np.int64)
+    for record in sorted(spool.records, key=lambda r: (r.order, r.start)):
+        tokens = np.asarray(bases[record.start : record.start + record.length])
+        counts += np.bincount(tokens, minlength=256)
+        done = 0
+        while done < len(tokens):
+            piece = tokens[done : done + writer.room]
+            sidecar.add(record, done, *writer.position, piece)
+            writer.write(piece if options.soft_mask else piece & ~np.uint8(SOFT_MASK_BIT))
+            done += len(piece)
+        writer.write(separator)
+        progress("writing", len(tokens))
+    shards = sidecar.write(writer.close())
+    plain = counts[:SOFT_MASK_BIT] + counts[SOFT_MASK_BIT:]
+    return Split(
+        records=len(spool.records),
+        bases=int(plain.sum()),
+        tokens=sum(shard.tokens for shard in shards),
+        longest_record=max(r.length for r in spool.records),
+        soft_masked=int(counts[SOFT_MASK_BIT:].sum()),
+        composition={vocabulary.tokens[i]: int(plain[i]) for i in np.flatnonzero(plain[: len(vocabulary)])},
+        shards=shards,
+    )
+
+
+@dataclass
+class _Sidecar:
+    """Which record each stretch of a shard came from: shard-NNNNNN.records.parquet, never needed to train."""
+
+    folder: Path
+    rows: dict[int, list[tuple[Any, ...]]] = field(default_factory=dict)
+
+    def add(self, record: _Kept, record_start: int, shard: int, token: int, tokens: np.ndarray) -> None:
+        soft = np.flatnonzero(np.diff(np.concatenate([[0], tokens >> 7, [0]]).astype(np.int8)))
+        row = (record.name, record.group, record.source, record_start, token, len(tokens), soft.tolist())
+        self.rows.setdefault(shard, []).append(row)
+
+    def write(self, shards: list[Shard]) -> list[Shard]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema(
+            [("record", pa.string()), ("group", pa.string()), ("source", pa.int32()), ("record_start", pa.int64()),
+             ("shard_start", pa.int64()), ("length", pa.int64()), ("soft_mask_edges", pa.list_(pa.int64()))]
+        )  # fmt: skip
+        for index, shard in enumerate(shards):
+            columns = zip(*self.rows[index], strict=True)
+            table = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
+            path = self.folder / shard.name.replace(".tar", ".records.parquet")
+            pq.write_table(table, path, compression="zstd")
+        return [replace(shard, records=len(self.rows[index])) for index, shard in enumerate(shards)]
+
+
+def _empty_split(
+    name: str, records: int, dropped: dict[str, Counter[str]], kept: int, options: PrepareOptions
+) -> str:
+    if not kept:
+        reasons = ", ".join(f"{c['records']:,} {reason}" for reason, c in sorted(dropped.items()))
+        return f"no sequence is left of {records:,} records ({reasons or 'none read'}): there is nothing to train on."
+    share = {"valid": options.valid, "test": options.test}.get(name, 0.0)
+    return (
+        f"the {name} split got none of {kept:,} records (--{name} {share:g}): the records fall into too few groups. "
+        f"Give more data, another share, another --group, or --{name} 0."
+    )
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,106 @@
+"""The model: Hugging Face's ModernBertForMaskedLM, unchanged, with masking and loss around it.
+
+`MaskedLanguageModel` is what engines wrap: uint8 tokens and window keys in, loss out. `export` takes `.hf`.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dnascale.config import ModelConfig
+from dnascale.data.masking import MaskedBatch, Masking
+from dnascale.model.attention import record_masks
+from dnascale.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+
+def modernbert_config(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBertConfig":
+    """Every special token id is set: the defaults (50281 to 50283) lie outside a small vocabulary."""
+    from transformers import ModernBertConfig
+
+    return ModernBertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        max_position_embeddings=model.context,
+        local_attention=model.local_attention,
+        layer_types=[
+            "sliding_attention" if layer % model.global_every else "full_attention" for layer in range(model.layers)
+        ],
+        pad_token_id=vocabulary.pad,
+        bos_token_id=vocabulary.cls,
+        eos_token_id=vocabulary.sep,
+        cls_token_id=vocabulary.cls,
+        sep_token_id=vocabulary.sep,
+        attn_implementation="sdpa",
+    )
+
+
+def build(model: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> "ModernBertForMaskedLM":
+    """A model with fresh fp32 weights, the same for the same seed on every rank."""
+    from transformers import ModernBertForMaskedLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ModernBertForMaskedLM(modernbert_config(model, vocabulary))
+
+
+class MaskedLanguageModel(nn.Module):
+    """Masks a batch, runs the model, and returns the loss of the masked bases."""
+
+    complement: torch.Tensor
+
+    def __init__(
+        self,
+        hf: "ModernBertForMaskedLM",
+        masking: Masking,
+        separate_records: bool = True,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.hf = hf
+        self.masking = masking
+        self.separate_records = separate_records
+        self.autocast = autocast
+        self.register_buffer(
+            "complement", torch.from_numpy(masking.vocabulary.complement_table).long(), persistent=False
+        )
+
+    def forward(self, tokens: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """tokens uint8 [B, S], window keys int64 [B] -> (loss, sums).
+
+        loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
+        mean over the global batch. sums: float32 [2], (weighted nats, weight), for reporting nats per base.
+        """
+        batch = self.masking(tokens, keys, self.complement)
+        logits = self.logits_at(batch)
+        nats = functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none")
+        total = (nats * batch.weights.flatten()).sum()
+        return total / batch.labels.numel(), torch.stack([total.detach(), batch.weights.sum()])
+
+    def logits_at(self, batch: MaskedBatch) -> torch.Tensor:
+        """Logits [B, K, V] of the predicted positions; the head runs on these alone."""
+        with self._precision(batch.input_ids):
+            hidden = self.hidden_states(batch.input_ids)
+            index = batch.positions[:, :, None].expand(-1, -1, hidden.shape[-1])
+            return self.hf.decoder(self.hf.head(hidden.gather(1, index)))
+
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """input_ids int64 [B, S] -> logits [B, S, V], records kept apart."""
+        with self._precision(input_ids):
+            return self.hf.decoder(self.hf.head(self.hidden_states(input_ids)))
+
+    def hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
+        masks = None
+        if self.separate_records:
+            masks = record_masks(input_ids, self.masking.vocabulary.sep, self.hf.config.local_attention)
+        return self.hf.model(input_ids=input_ids, attention_mask=masks).last_hidden_state
+
+    def _precision(self, on: torch.Tensor) -> torch.autocast:
+        return torch.autocast(on.device.type, dtype=self.autocast, enabled=self.autocast is not None)

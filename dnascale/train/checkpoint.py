@@ -1,0 +1,298 @@
+"""Checkpoints: whole or not there, of no engine and no number of ranks.
+
+    checkpoints/step-00001000/
+        MANIFEST.json                       what is in it; written last
+        rank-00000-of-00002.safetensors     fragments of fp32 weights and moments, keyed `kind/parameter@start`
+
+Each rank writes, syncs and hashes its file in a temporary folder; when all have succeeded, rank 0 writes the manifest
+and renames the folder, which is the commit. Loading verifies every digest first, and the newest valid checkpoint wins.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnascale import __version__
+from dnascale.errors import CheckpointError, SpaceError
+from dnascale.train.state import TrainState
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from dnascale.train.engines import Engine
+
+FORMAT = "dnascale-checkpoint"
+VERSION = 1
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must share with a run to be continued by it."""
+
+    model: dict[str, Any]  # the Hugging Face configuration that decides the function
+    vocabulary: str
+    data: str  # fingerprint of the data set
+
+
+def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, keep: int) -> Path:
+    """Commits a checkpoint of `state` under `folder` and prunes old ones. Collective.
+
+    Raises SpaceError or CheckpointError on every rank if any rank failed; older checkpoints are untouched then.
+    """
+    from accelerate.utils import gather_object
+
+    from dnascale.train.distributed import from_main, together
+
+    accelerator = engine.accelerator
+    final = folder / f"step-{state.step:08d}"
+    work = folder / f".{final.name}.partial"
+
+    def begin() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+
+    def commit() -> None:
+        manifest = _manifest(engine, state, identity, files, fragments)
+        with (work / "MANIFEST.json").open("x") as out:
+            out.write(json.dumps(manifest, indent=1) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        _sync_folder(work)
+        if final.exists():  # a damaged one of the same step, which this run did not load
+            final.rename(folder / f".{final.name}.replaced-{os.getpid()}")
+        work.rename(final)
+        _sync_folder(folder)
+        _prune(folder, keep)
+
+    from_main(accelerator, lambda: _plainly(begin, work))
+    written = together(accelerator, lambda: _plainly(lambda: _write_rank(work, engine), work))
+    gathered = gather_object([written]) if accelerator.num_processes > 1 else [written]
+    files = [file for file, _ in gathered]
+    fragments = [fragment for _, part in gathered for fragment in part]
+    from_main(accelerator, lambda: _plainly(commit, work))
+    return final
+
+
+def _write_rank(work: Path, engine: "Engine") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """This rank's file and its entries for the manifest."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dnascale.train.engines import iterate_fragments
+
+    accelerator = engine.accelerator
+    name = f"rank-{accelerator.process_index:05d}-of-{accelerator.num_processes:05d}.safetensors"
+    tensors: dict[str, torch.Tensor] = {}
+    entries = []
+    for fragment, kind in iterate_fragments(engine.owned()):
+        key = f"{kind}/{fragment.parameter}@{fragment.start}"
+        value = engine.get(fragment, kind).detach().to("cpu", torch.float32).contiguous().clone()
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{kind} of {fragment.parameter} is not finite: such a checkpoint is not written.")
+        tensors[key] = value
+        entries.append({"file": name, "key": key, "kind": kind, **asdict(fragment)})
+    path = work / name
+    save_file(tensors, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": name, "bytes": path.stat().st_size, "sha256": digest}, entries
+
+
+def _manifest(
+    engine: "Engine",
+    state: TrainState,
+    identity: Identity,
+    files: list[dict[str, Any]],
+    fragments: list[dict[str, Any]],
+) -> dict[str, Any]:
+    body = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created_by": f"dnascale {__version__}",
+        "state": state.to_dict(),
+        "engine": engine.name,
+        "world_size": engine.accelerator.num_processes,
+        "identity": asdict(identity),
+        "parameters": [{"name": n, "shape": list(s), "dtype": "float32"} for n, s in engine.shapes.items()],
+        "fragments": fragments,
+        "files": files,
+    }
+    return body | {"sha256": _digest(body)}
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoint:
+    """A committed checkpoint: its manifest, and its tensors by parameter and range."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the manifest. Raises CheckpointError when it is missing, damaged or newer than this program."""
+        self.folder = folder
+        path = folder / "MANIFEST.json"
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+            if self.manifest["format"] != FORMAT or self.manifest["version"] > VERSION:
+                raise CheckpointError(
+                    f"{path} is of format {self.manifest['format']} {self.manifest['version']}, this dnascale reads "
+                    f"{FORMAT} {VERSION}: upgrade dnascale."
+                )
+            body = {k: v for k, v in self.manifest.items() if k != "sha256"}
+            if _digest(body) != self.manifest["sha256"]:
+                raise CheckpointError(f"{path} is damaged: it does not match its own digest.")
+            self.state = TrainState(**self.manifest["state"])
+            self.identity = Identity(**self.manifest["identity"])
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder} is no checkpoint: it has no MANIFEST.json.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+        self._parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for fragment in self.manifest["fragments"]:
+            self._parts.setdefault((fragment["kind"], fragment["parameter"]), []).append(fragment)
+
+    def verify(self) -> None:
+        """Compares size and SHA-256 of every file. Raises CheckpointError naming the first that differs."""
+        for file in self.manifest["files"]:
+            path = self.folder / file["name"]
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing.")
+            if (size := path.stat().st_size) != file["bytes"]:
+                raise CheckpointError(f"{path} has {size:,} bytes, its manifest says {file['bytes']:,}.")
+            with path.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
+                    raise CheckpointError(f"{path} does not match its SHA-256: it is damaged.")
+
+    def require(self, identity: Identity, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises CheckpointError that says in what the checkpoint differs from the run that wants to load it."""
+        mine, theirs = identity.model, self.identity.model
+        differing = [f"{k} {theirs.get(k)} -> {v}" for k, v in mine.items() if theirs.get(k) != v]
+        saved = {p["name"]: tuple(p["shape"]) for p in self.manifest["parameters"]}
+        if differing or saved != shapes:
+            raise CheckpointError(
+                f"{self.folder} is a checkpoint of another model ({', '.join(differing) or 'other parameters'}): "
+                "give this run its own run.dir."
+            )
+        if self.identity.vocabulary != identity.vocabulary:
+            raise CheckpointError(f"{self.folder} was trained with another vocabulary: give this run its own run.dir.")
+        if self.identity.data != identity.data:
+            raise CheckpointError(
+                f"{self.folder} was trained on other data (fingerprint {self.identity.data[:12]}, now "
+                f"{identity.data[:12]}): its place in the data has no meaning here. Give this run its own run.dir."
+            )
+
+    def read(self, kind: str, parameter: str, start: int, numel: int) -> "torch.Tensor":
+        """fp32 [numel]: elements [start, start + numel) of a parameter's `kind`, put together from fragments.
+
+        Raises CheckpointError when the fragments do not cover the range.
+        """
+        import torch
+        from safetensors import safe_open
+
+        out = torch.empty(numel, dtype=torch.float32)
+        covered = 0
+        for part in self._parts.get((kind, parameter), []):
+            begin, end = max(start, part["start"]), min(start + numel, part["start"] + part["numel"])
+            if begin >= end:
+                continue
+            with safe_open(self.folder / part["file"], framework="pt") as file:
+                piece = file.get_slice(part["key"])[begin - part["start"] : end - part["start"]]
+            out[begin - start : end - start] = piece
+            covered += end - begin
+        if covered != numel:
+            raise CheckpointError(f"{self.folder} lacks {numel - covered:,} of {numel:,} values of {kind} {parameter}.")
+        return out
+
+    def weights(self) -> "dict[str, torch.Tensor]":
+        """All fp32 weights by Hugging Face name, in their shapes."""
+        import math
+
+        return {
+            p["name"]: self.read("weight", p["name"], 0, math.prod(p["shape"])).reshape(p["shape"])
+            for p in self.manifest["parameters"]
+        }
+
+
+def load(checkpoint: Checkpoint, engine: "Engine") -> None:
+    """Puts the saved weights and moments into the engine, whatever engine and world size saved them. Collective."""
+    from dnascale.train.distributed import together
+    from dnascale.train.engines import iterate_fragments
+
+    def fill() -> None:
+        for fragment, kind in iterate_fragments(engine.held()):
+            engine.put(fragment, kind, checkpoint.read(kind, fragment.parameter, fragment.start, fragment.numel))
+
+    together(engine.accelerator, fill)
+    engine.loaded(checkpoint.state.step)
+
+
+def committed(folder: Path) -> list[Path]:
+    """Checkpoint folders under `folder`, oldest first. Names alone: they may be damaged."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that passes verification, and a sentence for each newer one that did not."""
+    rejected = []
+    for path in reversed(committed(folder)):
+        try:
+            checkpoint = Checkpoint(path)
+            checkpoint.verify()
+            return checkpoint, rejected
+        except CheckpointError as error:
+            rejected.append(f"{error} Trying the one before.")
+    return None, rejected
+
+
+def require_newest(run: Path) -> Checkpoint:
+    """The newest valid checkpoint of a run folder. Raises CheckpointError when there is none."""
+    checkpoint, rejected = newest_valid(run / "checkpoints")
+    if checkpoint is None:
+        detail = " ".join(rejected) or f"{run / 'checkpoints'} holds none."
+        raise CheckpointError(f"{run} has no valid checkpoint. {detail}")
+    return checkpoint
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep`, and what interrupted saves left. Called only after a commit."""
+    leftovers = [path for path in folder.iterdir() if path.name.startswith(".step-")]
+    for path in [*committed(folder)[:-keep], *leftovers]:
+        trash = folder / f".trash-{path.name}"
+        path.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _plainly(action: Any, where: Path) -> Any:
+    """Runs `action`; turns a full disk or an unwritable folder into a sentence."""
+    try:
+        return action()
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        text = str(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+            raise SpaceError(
+                f"no space left for the checkpoint {where.parent}: {shutil.disk_usage(where.parent).free:,} bytes are "
+                "free. Older checkpoints are untouched; free space and run the same command to continue."
+            ) from error
+        if isinstance(error, OSError):
+            raise CheckpointError(f"the checkpoint {where} cannot be written: {error.strerror or error}.") from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,358 @@
+"""Engines: how one optimizer step is computed on the devices at hand. Plain (one process or DDP) or DeepSpeed ZeRO.
+
+An engine also shows the training state as fragments: ranges of a parameter's fp32 weight and moments, by name. Every
+engine cuts parameters differently; checkpoints are written in fragments and so belong to none of them.
+"""
+
+import contextlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dnascale.config import Config
+from dnascale.errors import NumericsError, UsageError
+from dnascale.train.optim import MOMENTS, allocate_moments, set_step
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dnascale.model.modernbert import MaskedLanguageModel
+
+#: The fp32 tensors that make up the training state of a parameter.
+KINDS = ("weight", *MOMENTS)
+_STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + numel) of a parameter, flattened."""
+
+    parameter: str
+    start: int
+    numel: int
+
+
+class Engine(ABC):
+    """One training step, and the state behind it. `module` is the model as this process holds it."""
+
+    name: str
+
+    def __init__(self, accelerator: "Accelerator", module: "MaskedLanguageModel", config: Config) -> None:
+        self.accelerator = accelerator
+        self.module = module
+        self.config = config
+        #: Hugging Face's parameter names; the tied decoder weight appears once, as the embedding.
+        self.parameters = dict(module.hf.named_parameters())
+        self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+
+    @abstractmethod
+    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; `last` of its step reduces over ranks. Returns the loss sums [2]."""
+
+    @abstractmethod
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates the weights, clears the gradients; returns the global gradient norm before clipping.
+
+        Raises NumericsError, with weights untouched, when the gradient is not finite.
+        """
+
+    @abstractmethod
+    def full_gradient(self, name: str) -> torch.Tensor:
+        """The reduced gradient of a parameter, between the last backward and the step. Collective."""
+
+    @abstractmethod
+    def held(self) -> list[Fragment]:
+        """The fragments whose state this rank holds."""
+
+    @abstractmethod
+    def get(self, fragment: Fragment, kind: str) -> torch.Tensor:
+        """fp32 [numel] of one of `KINDS`."""
+
+    @abstractmethod
+    def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
+        """Replaces what `get` returns."""
+
+    @abstractmethod
+    def loaded(self, step: int) -> None:
+        """Called after `put`: derives what follows from the fp32 weights, and sets the optimizer's step count."""
+
+    def owned(self) -> list[Fragment]:
+        """The fragments this rank writes to a checkpoint: over all ranks, every element once."""
+        return self.held()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, S, V] for evaluation. Collective under ZeRO-3: every rank calls it as often."""
+        return self.module.logits(input_ids)
+
+
+class PlainEngine(Engine):
+    """fp32 weights with bf16 autocast, on one device or replicated by DistributedDataParallel."""
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        module: "MaskedLanguageModel",
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        accumulation: int,
+    ) -> None:
+        super().__init__(accelerator, module, config)
+        self.name = "plain" if accelerator.num_processes == 1 else "ddp"
+        self.model = accelerator.prepare_model(module)
+        self.optimizer = optimizer
+        self.accumulation = accumulation
+        allocate_moments(optimizer, self.parameters.values())
+
+    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
+        hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
+        with hold:
+            loss, sums = self.model(tokens, keys)
+            (loss / self.accumulation).backward()
+        return sums
+
+    def step(self, learning_rate: float) -> float:
+        limit = self.config.optimizer.gradient_clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        if not math.isfinite(norm):
+            raise NumericsError(f"the gradient norm is {norm}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def full_gradient(self, name: str) -> torch.Tensor:
+        gradient = self.parameters[name].grad
+        assert gradient is not None
+        return gradient
+
+    def held(self) -> list[Fragment]:
+        return [Fragment(name, 0, parameter.numel()) for name, parameter in self.parameters.items()]
+
+    def owned(self) -> list[Fragment]:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        fragments = []
+        for whole in self.held():
+            share = -(-whole.numel // world)
+            start = min(rank * share, whole.numel)
+            if numel := min(share, whole.numel - start):
+                fragments.append(Fragment(whole.parameter, start, numel))
+        return fragments
+
+    def get(self, fragment: Fragment, kind: str) -> torch.Tensor:
+        parameter = self.parameters[fragment.parameter]
+        tensor = parameter.data if kind == "weight" else self.optimizer.state[parameter][kind]
+        return tensor.view(-1).narrow(0, fragment.start, fragment.numel)
+
+    def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
+        self.get(fragment, kind).copy_(value)
+
+    def loaded(self, step: int) -> None:
+        set_step(self.optimizer, step)
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed ZeRO stages 1 to 3: bf16 weights, fp32 masters and moments divided over the ranks."""
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        module: "MaskedLanguageModel",
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+    ) -> None:
+        super().__init__(accelerator, module, config)
+        self.stage = accelerator.deepspeed_plugin.zero_stage
+        self.name = f"zero{self.stage}"
+        self.model, _ = accelerator.prepare(module, optimizer)
+        self.zero = self.model.optimizer
+        allocate_moments(self.zero.optimizer, self._partitions())
+        if self.stage < 3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _partitions(self) -> list[torch.Tensor]:
+        """The flat fp32 tensors that this rank's optimizer updates, one a parameter group (and sub-group)."""
+        if self.stage < 3:
+            return self.zero.single_partition_of_fp32_groups
+        return self.zero.fp32_partitioned_groups_flat
+
+    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
+        self.model.set_gradient_accumulation_boundary(last)
+        loss, sums = self.model(tokens, keys)
+        self.model.backward(loss)
+        if not last:
+            self.model.step()  # counts the micro-batch; weights stay
+        return sums
+
+    def step(self, learning_rate: float) -> float:
+        self.zero.set_lr(learning_rate) if hasattr(self.zero, "set_lr") else self._set_lr(learning_rate)
+        self.model.step()
+        norm = float(self.model.get_global_grad_norm())
+        if not self.model.was_step_applied() or not math.isfinite(norm) or norm < 0:
+            raise NumericsError("the gradient is not finite")
+        return norm
+
+    def _set_lr(self, learning_rate: float) -> None:
+        for group in self.zero.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def full_gradient(self, name: str) -> torch.Tensor:
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(self.parameters[name])
+
+    def held(self) -> list[Fragment]:
+        fragments = []
+        for name, parameter in self.parameters.items():
+            if self.stage == 3:
+                size = parameter.ds_tensor.numel()
+                start = self.accelerator.process_index * size
+                numel = max(0, min(size, parameter.ds_numel - start))
+            elif parameter._hp_mapping is None:
+                continue
+            else:
+                start = parameter._hp_mapping.lp_fragment_address.start
+                numel = parameter._hp_mapping.lp_fragment_address.numel
+            if numel:
+                fragments.append(Fragment(name, start, numel))
+        return fragments
+
+    def get(self, fragment: Fragment, kind: str) -> torch.Tensor:
+        parameter = self.parameters[fragment.parameter]
+        if self.stage < 3:
+            return parameter._hp_mapping.get_hp_fragment(None if kind == "weight" else kind)
+        return self._local(parameter, kind)[: fragment.numel]
+
+    def _local(self, parameter: Any, kind: str) -> torch.Tensor:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        if kind == "weight":
+            return safe_get_local_fp32_param(parameter)
+        return safe_get_local_optimizer_state(parameter, kind)
+
+    def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        if self.stage < 3:
+            self.get(fragment, kind).copy_(value)
+            return
+        parameter = self.parameters[fragment.parameter]
+        padded = self._local(parameter, kind).clone()  # the last rank's part is padded
+        padded[: fragment.numel] = value
+        if kind == "weight":
+            safe_set_local_fp32_param(parameter, padded)
+        else:
+            safe_set_local_optimizer_state(parameter, padded, kind)
+
+    def loaded(self, step: int) -> None:
+        set_step(self.zero.optimizer, step)
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        self.zero.checkpoint_event_prologue()
+        for group in range(len(self.zero.fp32_partitioned_groups_flat)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        self.zero.checkpoint_event_epilogue()
+
+
+def deepspeed_config(config: Config, micro_windows: int, accumulation: int, world: int) -> dict[str, Any] | None:
+    """The DeepSpeed configuration that the run asks for, `auto` values filled in; None for the plain engine.
+
+    `train.engine` names one of ds_configs/ or a file; `auto` follows `accelerate launch --use_deepspeed`.
+    """
+    path = _config_file(config.train.engine)
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a DeepSpeed configuration: {error}") from None
+    filled = {
+        "train_micro_batch_size_per_gpu": micro_windows,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro_windows * accumulation * world,
+        "gradient_clipping": config.optimizer.gradient_clip,
+    }
+    for key, value in filled.items():
+        if values.setdefault(key, "auto") not in ("auto", value):
+            raise UsageError(f"{path} sets {key}={values[key]}, the run's configuration gives {value}: write \"auto\".")
+        values[key] = value
+    values.setdefault("bf16", {})["enabled"] = config.train.precision == "bf16"
+    return values
+
+
+def _config_file(engine: str) -> Path | None:
+    import os
+
+    if engine == "auto":
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+            return None
+        if file := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+            return Path(file)
+        engine = f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if engine == "plain":
+        return None
+    if engine in _STAGES:
+        package = Path(__file__).parents[1]
+        inside = package / "ds_configs" / f"{engine}.json"  # in an installed wheel
+        return inside if inside.is_file() else package.parent / "ds_configs" / f"{engine}.json"
+    if engine.endswith(".json"):
+        return Path(engine)
+    raise UsageError(f"train.engine={engine} is none of auto, plain, {', '.join(_STAGES)} and no .json file.")
+
+
+def build_engine(
+    accelerator: "Accelerator",
+    module: "MaskedLanguageModel",
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    accumulation: int,
+) -> Engine:
+    if accelerator.deepspeed_plugin is not None:
+        return DeepSpeedEngine(accelerator, module, optimizer, config)
+    return PlainEngine(accelerator, module, optimizer, config, accumulation)
+
+
+class GradientReductionCheck:
+    """Proves once, in the first step, that gradients are averaged over the ranks.
+
+    A hook keeps this rank's own gradient of one small parameter; its mean over the ranks must be what the engine is
+    about to step with. A launcher or wrapper that does not reduce passes every other test of a running job.
+    """
+
+    PARAMETER = "model.final_norm.weight"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.own: torch.Tensor | None = None
+        self._hook = engine.parameters[self.PARAMETER].register_hook(self._add)
+
+    def _add(self, gradient: torch.Tensor) -> None:
+        own = gradient.detach().float().clone()
+        self.own = own if self.own is None else self.own + own
+
+    def finish(self) -> None:
+        """Between the last backward and the step. Raises NumericsError on every rank if the check fails."""
+        self._hook.remove()
+        assert self.own is not None
+        mean = self.engine.accelerator.reduce(self.own, reduction="mean")
+        held = self.engine.full_gradient(self.PARAMETER).float()
+        error = float((held - mean).norm() / mean.norm().clamp_min(1e-30))
+        # bf16 gradients carry 8 bits, and are summed in another order.
+        if not error < 0.05:
+            raise NumericsError(
+                f"gradients are not reduced over the {self.engine.accelerator.num_processes} processes (relative "
+                f"difference {error:.2g} from their mean): each would train alone. Engine: {self.engine.name}."
+            )
+
+
+def iterate_fragments(fragments: list[Fragment]) -> Iterator[tuple[Fragment, str]]:
+    for fragment in fragments:
+        for kind in KINDS:
+            yield fragment, kind

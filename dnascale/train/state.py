@@ -1,0 +1,19 @@
+"""What must survive besides weights and optimizer moments: a few integers, the same on every rank."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. With the configuration, this and the tensors of a checkpoint decide all that follows."""
+
+    total_steps: int
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # tokens trained on
+    epoch: int = 0  # data position: the next window is number `position` of epoch `epoch`
+    position: int = 0
+    seconds: float = 0.0  # wall time spent in training steps, over all restarts
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
