@@ -72,9 +72,11 @@ class ScheduleConfig(_Section):
 
 
 class TrainConfig(_Section):
-    steps: PositiveInt | None = Field(None, description="optimizer steps")
+    steps: PositiveInt | None = Field(None, description="optimizer steps; wins over minutes and epochs")
+    minutes: PositiveFloat | None = Field(
+        None, description="wall time of the steps, whose number a short timing decides; wins over epochs"
+    )
     epochs: PositiveFloat | None = Field(None, description="passes over the training split")
-    minutes: PositiveFloat | None = Field(None, description="wall time; the steps are derived from a short timing")
     global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
     micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -122,11 +124,8 @@ class Config(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         context, train = self.model.context, self.train
-        given = [k for k in ("steps", "epochs", "minutes") if getattr(train, k) is not None]
-        if not given:
-            raise ValueError("train: say how long: train.steps, train.epochs or train.minutes")
-        if "epochs" in given and len(given) > 1:
-            raise ValueError(f"train: give one of {', '.join(given)}, not several")
+        if train.steps is None and train.minutes is None and train.epochs is None:
+            raise ValueError("say how long to train: train.steps, train.minutes or train.epochs")
         for key in ("global_batch_tokens", "micro_batch_tokens"):
             if getattr(train, key) % context:
                 raise ValueError(f"train.{key}={getattr(train, key)} must be a multiple of model.context={context}")

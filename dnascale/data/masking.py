@@ -25,6 +25,7 @@ class MaskedBatch:
     positions: torch.Tensor  # int64 [B, K], ascending
     labels: torch.Tensor  # int64 [B, K], the true ids at `positions`
     weights: torch.Tensor  # float32 [B, K]; 0 where a window has fewer than K predictable bases
+    hidden: torch.Tensor  # bool [B, K]; shown as [MASK], and not as a random base or as it is
 
 
 def _mul32(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -92,9 +93,10 @@ class Masking:
         random_base = position_hash(keys, length, _RANDOM_BASE).gather(1, positions) % PREDICTED_BASES
         to_mask = int(self.replace_with_mask * (_U32 + 1))
         to_random = int((self.replace_with_mask + self.replace_with_random) * (_U32 + 1))
-        shown = torch.where(fate < to_mask, self.vocabulary.mask, torch.where(fate < to_random, random_base, labels))
-        input_ids = ids.scatter(1, positions, torch.where(counted, shown, labels))
-        return MaskedBatch(input_ids, positions, labels, weights)
+        hidden = counted & (fate < to_mask)
+        shown = torch.where(counted & (fate < to_random), random_base, labels)
+        input_ids = ids.scatter(1, positions, torch.where(hidden, self.vocabulary.mask, shown))
+        return MaskedBatch(input_ids, positions, labels, weights, hidden)
 
 
 def mask_group(

@@ -76,13 +76,19 @@ class MaskedLanguageModel(nn.Module):
         """tokens uint8 [B, S], window keys int64 [B] -> (loss, sums).
 
         loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
-        mean over the global batch. sums: float32 [2], (weighted nats, weight), for reporting nats per base.
+        mean over the global batch. sums: float32 [4], (weighted nats, weight) over all predicted bases and over those
+        shown as [MASK], for reporting nats per base; only the latter compare with evaluation.
         """
         batch = self.masking(tokens, keys, self.complement)
         logits = self.logits_at(batch)
         nats = functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none")
-        total = (nats * batch.weights.flatten()).sum()
-        return total / batch.labels.numel(), torch.stack([total.detach(), batch.weights.sum()])
+        weighted = nats * batch.weights.flatten()
+        hidden = batch.hidden.flatten()
+        with torch.no_grad():
+            sums = torch.stack(
+                [weighted.sum(), batch.weights.sum(), (weighted * hidden).sum(), (batch.weights.flatten() * hidden).sum()]
+            )
+        return weighted.sum() / batch.labels.numel(), sums
 
     def logits_at(self, batch: MaskedBatch) -> torch.Tensor:
         """Logits [B, K, V] of the predicted positions; the head runs on these alone."""

@@ -53,7 +53,7 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
-        """Forward and backward of one micro-batch; `last` of its step reduces over ranks. Returns the loss sums [2]."""
+        """Forward and backward of one micro-batch; `last` of its step reduces over ranks. Returns the loss sums [4]."""
 
     @abstractmethod
     def step(self, learning_rate: float) -> float:

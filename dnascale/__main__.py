@@ -1,0 +1,6 @@
+"""`python -m dnascale`."""
+
+from dnascale.cli import main
+
+if __name__ == "__main__":
+    main()

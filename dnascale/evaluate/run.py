@@ -1,0 +1,91 @@
+"""`dnascale eval`: a run's held-out loss beside what simple models of the same data reach."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dnascale.data.shards import split_records
+from dnascale.data.stream import WindowReader
+from dnascale.evaluate.baselines import Baseline, fit_and_score
+from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
+from dnascale.runs import Run
+
+#: Baselines are fitted on at most this many training tokens: enough for their largest tables, bounded memory.
+MAX_FIT_TOKENS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model and its rivals on one split."""
+
+    run: str
+    step: int
+    split: str
+    model: HeldOutLoss
+    baselines: list[Baseline]
+
+    def to_dict(self) -> dict[str, Any]:
+        model = asdict(self.model) | {"bits_per_base": self.model.bits_per_base}
+        return {
+            "run": self.run,
+            "step": self.step,
+            "split": self.split,
+            "model": model,
+            "baselines": [asdict(b) | {"bits_per_base": b.nats_per_base / math.log(2)} for b in self.baselines],
+        }
+
+
+def evaluate(
+    run: Run, split: str = "valid", device: str = "auto", progress: Callable[[str, int, int], None] | None = None
+) -> Evaluation:
+    """Scores every base of a split with the run's newest checkpoint, and fits and scores the baselines.
+
+    `progress(what, done, total)` is told of windows. Writes `evaluation-SPLIT.json` into the run folder.
+    """
+    import torch
+
+    from dnascale.data.masking import Masking
+    from dnascale.model.modernbert import MaskedLanguageModel
+
+    dataset = run.dataset()
+    reader = WindowReader(dataset, split, run.config.model.context)
+    for shard in reader.shards:
+        shard.verify()
+    chosen = torch.device(_device(device))
+    masking = Masking(dataset.vocabulary, **run.config.masking.model_dump())
+    bf16 = run.config.train.precision == "bf16"
+    model = MaskedLanguageModel(
+        run.model(), masking, run.config.data.separate_records, autocast=torch.bfloat16 if bf16 else None
+    )
+    model.to(chosen).eval()
+    done = 0
+    total = int((reader.shard_tokens // reader.context + (reader.shard_tokens % reader.context > 0)).sum())
+
+    def advance(windows: int) -> None:
+        nonlocal done
+        done += windows
+        if progress is not None:
+            progress("evaluating", done, total)
+
+    batch_windows = max(1, run.config.train.micro_batch_tokens // run.config.model.context)
+    loss = held_out_loss(model.logits, reader, dataset.vocabulary, chosen, batch_windows, progress=advance)
+    baselines = fit_and_score(
+        split_records(dataset, "train", MAX_FIT_TOKENS), split_records(dataset, split)
+    )
+    result = Evaluation(str(run.folder), run.checkpoint.state.step, split, loss, baselines)
+    (run.folder / f"evaluation-{split}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    return result
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+

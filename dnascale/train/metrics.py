@@ -1,0 +1,117 @@
+"""Where the numbers of a run go: metrics.jsonl is the source of truth; wandb and the terminal mirror it."""
+
+import contextlib
+import json
+import math
+import platform
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from dnascale.config import Config
+from dnascale.errors import UsageError
+
+LN4 = math.log(4)
+
+
+class MetricsFile:
+    """metrics.jsonl, one JSON object a line. On resume, lines after the checkpoint's step are dropped."""
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        kept: list[str] = []
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError, KeyError):  # the last line of a killed run may be torn
+                    if json.loads(line)["step"] <= resumed_step:
+                        kept.append(line)
+        fresh = path.with_suffix(".jsonl.partial")
+        fresh.write_text("".join(f"{line}\n" for line in kept))
+        fresh.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, **values: Any) -> None:
+        self._file.write(json.dumps(values) + "\n")
+
+
+class Wandb:
+    """Weights & Biases, when asked for. After a successful start its failures are warnings and never stop a run."""
+
+    def __init__(self, config: Config, run: Path, extra: dict[str, Any]) -> None:
+        self._run: Any = None
+        if config.log.wandb == "off":
+            return
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError(
+                f"log.wandb={config.log.wandb} needs wandb: pip install 'dnascale[wandb]', or log.wandb=off."
+            ) from None
+        id_file = run / "wandb-id"
+        run_id = id_file.read_text().strip() if id_file.is_file() else wandb.util.generate_id()
+        try:
+            self._run = wandb.init(
+                project=config.log.wandb_project,
+                name=run.name,
+                id=run_id,
+                resume="allow",
+                dir=str(run),
+                mode=config.log.wandb,
+                config=config.model_dump(mode="json") | extra,
+                settings=wandb.Settings(x_disable_meta=True, silent=True),
+            )
+        except Exception as error:
+            raise UsageError(
+                f"wandb does not start ({' '.join(str(error).split())}): log in with `wandb login`, or use "
+                "log.wandb=offline or off."
+            ) from None
+        id_file.write_text(run_id)
+        # A resumed run repeats steps, which wandb's own step counter would drop.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, **values: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.log(values)
+        except Exception as error:
+            warnings.warn(f"wandb: {error}; training goes on", stacklevel=1)
+
+    def finish(self) -> None:
+        if self._run is not None:
+            with contextlib.suppress(Exception):
+                self._run.finish()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and code that a run was made with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    versions = {}
+    for package in ("dnascale", "torch", "transformers", "accelerate", "deepspeed", "numpy", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _git_commit(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the dnascale checkout that is running, or None for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True
+    )
+    return done.stdout.strip() or None

@@ -1,0 +1,120 @@
+"""What a person sees while a run goes on: the header, one moving line, and notes. Silent on all but rank 0."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from dnascale.train.metrics import LN4
+from dnascale.train.state import TrainState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dnascale.config import Config
+    from dnascale.data.shards import Dataset
+    from dnascale.data.stream import TrainStream
+    from dnascale.train.engines import Engine
+    from dnascale.train.loop import Batching
+
+T = TypeVar("T")
+
+
+class Screen:
+    """Terminal output of rank 0: a live progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, main: bool) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, quiet=not main, soft_wrap=True)
+        self._bar: Any = None
+        self._task: Any = None
+
+    def header(
+        self,
+        config: "Config",
+        engine: "Engine",
+        batching: "Batching",
+        dataset: "Dataset",
+        stream: "TrainStream",
+        state: TrainState,
+        resumed: bool,
+    ) -> None:
+        """First line: device, dtype, attention, engine. Then every derived number."""
+        from dnascale.data.order import Epoch
+
+        device = engine.accelerator.device
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        if device.type == "cpu":
+            where += f" ({torch.get_num_threads()} threads)"
+        dtype = {"fp32": "fp32", "bf16": "bf16 autocast"}[config.train.precision]
+        if engine.name.startswith("zero") and config.train.precision == "bf16":
+            dtype = "bf16 weights, fp32 masters"
+        records = "records kept apart" if config.data.separate_records else "records mixed"
+        processes = f"{batching.world} process{'es' if batching.world > 1 else ''}"
+        self.console.print(f"[bold]{where} · {dtype} · attention sdpa ({records}) · {engine.name} · {processes}[/bold]")
+        split, context = dataset.split("train"), config.model.context
+        windows = Epoch.of(stream.reader.shard_tokens, context, config.train.seed, 0).count
+        parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(
+            torch.Size(shape).numel() for shape in engine.shapes.values()
+        )  # fmt: skip
+        total = state.total_steps * config.train.global_batch_tokens
+        self.console.print(
+            f"model    {parameters:,} parameters: {config.model.layers} layers of {config.model.hidden_size}, "
+            f"context {context}\n"
+            f"data     {dataset.folder}: {split.records:,} records, {split.bases:,} bases, {windows:,} windows an epoch\n"
+            f"step     {config.train.global_batch_tokens:,} tokens = {batching.world} x {batching.accumulation} x "
+            f"{batching.micro_windows} windows (processes x accumulation x micro-batch); "
+            f"{engine.module.masking.count(context)} of {context} bases predicted\n"
+            f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs "
+            f"-> {config.run.dir}"
+        )
+        if resumed:
+            self.console.print(f"resumed  from the checkpoint of step {state.step:,}")
+
+    @contextlib.contextmanager
+    def progress(self, state: TrainState) -> Iterator[None]:
+        """A bar over the steps while the block runs."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if not self.console.is_terminal or self.console.quiet:
+            yield
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"), console=self.console, transient=True,
+        )  # fmt: skip
+        with self._bar:
+            self._task = self._bar.add_task("training", total=state.total_steps, completed=state.step, numbers="")
+            yield
+        self._bar = None
+
+    def step(self, state: TrainState, line: dict[str, Any], valid_loss: float | None) -> None:
+        numbers = f"masked loss {line['masked_loss']:.4f} (ln 4 = {LN4:.3f})  {line['tokens_per_second']:,.0f} tokens/s"
+        if valid_loss is not None:
+            numbers += f"  valid {valid_loss:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.step, numbers=numbers)
+        else:
+            self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  {numbers}")
+
+    def valid(self, state: TrainState, loss: float) -> None:
+        self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  valid loss {loss:.4f} nats per base")
+
+    def note(self, text: str) -> None:
+        self.console.print(f"[dim]{text}[/dim]")
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]warning:[/yellow] {text}")
+
+    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
+        from rich.progress import track
+
+        yield from track(items, what, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    def done(self, run: "Path", state: TrainState, valid_loss: float | None) -> None:
+        shown = f", valid loss {valid_loss:.4f} nats per base" if valid_loss is not None else ""
+        self.console.print(
+            f"done     {state.step:,} steps, {state.tokens:,} tokens in {state.seconds / 60:.1f} min of training{shown}"
+        )
