@@ -5,7 +5,7 @@ Precedence: defaults here < preset < the user's YAML < overrides on the command 
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -14,8 +14,12 @@ from dnascale.errors import UsageError
 PRESETS = Path(__file__).parent / "model" / "presets"
 
 
+#: How much of a running mean stays at each step.
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -33,12 +37,14 @@ class ModelConfig(_Section):
     context: PositiveInt = Field(description="window length in tokens")
     local_attention: PositiveInt = Field(128, description="window of local layers in tokens, both sides together")
     global_every: PositiveInt = Field(3, description="every n-th layer attends globally")
+    initializer_range: PositiveFloat = Field(0.02, description="standard deviation of fresh weights")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelConfig":
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
             raise ValueError(
-                f"hidden_size={self.hidden_size} must be an even multiple of heads={self.heads} (rotary embeddings)"
+                f"model.hidden_size={self.hidden_size} must be an even multiple of model.heads={self.heads} (rotary "
+                "embeddings)"
             )
         return self
 
@@ -53,13 +59,13 @@ class MaskingConfig(_Section):
     @model_validator(mode="after")
     def _shares(self) -> "MaskingConfig":
         if self.replace_with_mask + self.replace_with_random > 1:
-            raise ValueError("replace_with_mask + replace_with_random must not exceed 1")
+            raise ValueError("masking.replace_with_mask + masking.replace_with_random must not exceed 1")
         return self
 
 
 class OptimizerConfig(_Section):
     learning_rate: PositiveFloat = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.98)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.01, ge=0, description="not applied to norms and biases")
     gradient_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
@@ -69,6 +75,12 @@ class ScheduleConfig(_Section):
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in linear warm-up")
     decay: float = Field(0.2, ge=0, le=1, description="share of the steps in linear decay at the end")
     final: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+
+    @model_validator(mode="after")
+    def _shares(self) -> "ScheduleConfig":
+        if self.warmup + self.decay > 1:
+            raise ValueError("schedule.warmup + schedule.decay must not exceed 1")
+        return self
 
 
 class TrainConfig(_Section):
@@ -83,7 +95,7 @@ class TrainConfig(_Section):
     engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3, zero3_offload or a DeepSpeed JSON file")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class CheckpointConfig(_Section):
@@ -164,7 +176,8 @@ def load_config(source: str, overrides: list[str]) -> Config:
     except (OmegaConfBaseException, YAMLError) as error:
         raise UsageError(f"{source} cannot be read as configuration: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
-    values.setdefault("run", {}).setdefault("dir", f"runs/{Path(source).stem}")
+    if isinstance(run := values.setdefault("run", {}), dict):
+        run.setdefault("dir", f"runs/{Path(source).stem}")
     return parse(values, source)
 
 

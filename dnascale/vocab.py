@@ -110,11 +110,8 @@ class Vocabulary:
 
     def decode(self, ids: np.ndarray) -> str:
         """Ids of any integer dtype [n] to text; the soft-mask bit, if set, gives lower case."""
-        plain = np.asarray(ids) & ~SOFT_MASK_BIT
-        soft = (np.asarray(ids) & SOFT_MASK_BIT) != 0
-        return "".join(
-            self.tokens[i].lower() if s else self.tokens[i] for i, s in zip(plain.tolist(), soft.tolist(), strict=True)
-        )
+        plain = (self.tokens[i & ~SOFT_MASK_BIT].lower() if i & SOFT_MASK_BIT else self.tokens[i] for i in ids.tolist())
+        return "".join(plain)
 
     def tokenizer(self, model_max_length: int) -> "PreTrainedTokenizerFast":
         """The same vocabulary as a Hugging Face tokenizer that works where dnascale is not installed."""

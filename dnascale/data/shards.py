@@ -96,7 +96,7 @@ class Dataset:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "fingerprint": fingerprint(self.vocabulary, self.splits),
         }
-        return json.dumps(body, indent=1) + "\n"
+        return json.dumps(body | {"sha256": _digest(body)}, indent=1) + "\n"
 
 
 def fingerprint(vocabulary: Vocabulary, splits: dict[str, Split]) -> str:
@@ -107,6 +107,11 @@ def fingerprint(vocabulary: Vocabulary, splits: dict[str, Split]) -> str:
         for shard in splits[name].shards:
             digest.update(shard.sha256.encode())
     return digest.hexdigest()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever its layout: dataset.json states its own."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -123,6 +128,10 @@ def load_dataset(folder: Path) -> Dataset:
         if body["version"] > VERSION:
             raise DataError(
                 f"{path} has format version {body['version']}, this dnascale reads up to {VERSION}: upgrade dnascale."
+            )
+        if body.pop("sha256") != _digest(body):
+            raise DataError(
+                f"{path} does not match its own digest: it was edited or damaged. Restore it, or prepare the data again."
             )
         vocabulary = Vocabulary(
             body["vocabulary"]["name"], tuple(body["vocabulary"]["tokens"]), body["vocabulary"]["bases"]
@@ -149,8 +158,6 @@ def load_dataset(folder: Path) -> Dataset:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}). Restore it, or prepare the data again."
         ) from error
-    if fingerprint(vocabulary, splits) != dataset.fingerprint:
-        raise DataError(f"{path}: its fingerprint does not match its shard list; the file was edited or damaged.")
     return dataset
 
 
@@ -229,6 +236,14 @@ class ShardWriter:
     def __post_init__(self) -> None:
         (self.folder / self.split).mkdir(parents=True, exist_ok=True)
         self._file: Any = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Lets go of an unfinished shard; `close` is what finishes it."""
+        if self._file:
+            self._file.close()
 
     @property
     def position(self) -> tuple[int, int]:

@@ -30,6 +30,7 @@ def modernbert_config(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBert
         num_attention_heads=model.heads,
         max_position_embeddings=model.context,
         local_attention=model.local_attention,
+        initializer_range=model.initializer_range,
         layer_types=[
             "sliding_attention" if layer % model.global_every else "full_attention" for layer in range(model.layers)
         ],

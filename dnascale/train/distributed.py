@@ -8,6 +8,7 @@ and Accelerate agree on the number of processes.
 import datetime
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,6 +70,8 @@ def _import_deepspeed(on_cpu: bool) -> None:
             "or train with train.engine=plain."
         ) from None
     deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed calls collectives by names that torch has renamed; said once a call, on every rank.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     # Used for inference only, and costs a minute of compilation and a C++ compiler at the first start on CPUs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

@@ -1,0 +1,109 @@
+"""What a trained run is used for: evaluation beside baselines, and an exported model that needs no dnascale."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jobs import execute, train
+
+from dnascale.data.shards import Dataset
+from dnascale.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("after") / "run"
+    train(folder, human_cds, "train.steps=30")
+    return folder
+
+
+def test_evaluation_scores_every_held_out_base_beside_the_baselines(run: Path, human_cds: Dataset) -> None:
+    outcome = execute([sys.executable, "-m", "dnascale", "eval", str(run), "--json"])
+    assert outcome.code == 0, outcome.output
+    result = json.loads(outcome.output)
+    valid = human_cds.splits["valid"]
+    assert result["model"]["bases"] == sum(valid.composition[base] for base in "ACGT")
+    assert {b["bases"] for b in result["baselines"]} == {result["model"]["bases"]}
+    by_name = {b["name"]: b["nats_per_base"] for b in result["baselines"]}
+    assert by_name["uniform (ln 4)"] == pytest.approx(np.log(4))
+    assert by_name["context 3+3 + codon phase"] < by_name["context 3+3"] < by_name["Markov order 5"] < np.log(4)
+    assert 1.2 < result["model"]["nats_per_base"] < 1.45
+    assert json.loads((run / "evaluation-valid.json").read_text()) == result
+
+
+def test_evaluation_is_deterministic(run: Path) -> None:
+    results = [execute([sys.executable, "-m", "dnascale", "eval", str(run), "--json"]).output for _ in range(2)]
+    assert results[0] == results[1]
+
+
+LOAD_WITHOUT_DNASCALE = """
+import json, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "dnascale":
+            raise ImportError("dnascale is not installed here")
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+model = AutoModelForMaskedLM.from_pretrained(sys.argv[1]).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    logits = model(**tokenizer(sys.argv[2], return_tensors="pt")).logits
+fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+print(json.dumps({"logits": logits[0].tolist(), "top": fill("ACG[MASK]ACG")[0]["token_str"], "dtype": str(model.dtype)}))
+"""
+
+
+def test_the_exported_folder_gives_the_training_models_logits_without_dnascale(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    outcome = execute([sys.executable, "-m", "dnascale", "export", str(run), str(out)])
+    assert outcome.code == 0, outcome.output
+    sequence = "atgGCCTTNNACGTacgtRYK[MASK]ACGTTGCA" * 2
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_DNASCALE, str(out), sequence], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    opened = Run.open(run)
+    ids = torch.tensor([opened.dataset().vocabulary.encode(sequence)])
+    with torch.no_grad():
+        expected = opened.model()(input_ids=ids).logits[0]
+    assert loaded["dtype"] == "torch.float32"
+    assert loaded["top"] in {"A", "C", "G", "T"}
+    # Another process may use another number of threads, so sums may be taken in another order.
+    assert torch.allclose(torch.tensor(loaded["logits"]), expected, atol=1e-5)
+
+
+def test_the_export_has_no_setting_of_this_machine_and_only_ids_of_its_vocabulary(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert execute([sys.executable, "-m", "dnascale", "export", str(run), str(out)]).code == 0
+    config = json.loads((out / "config.json").read_text())
+    assert not any("attn_implementation" in key or key == "_name_or_path" for key in config)
+    special = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    assert special
+    assert all(0 <= value < config["vocab_size"] for value in special.values())
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_export_over_an_existing_folder_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("mine")
+    outcome = execute([sys.executable, "-m", "dnascale", "export", str(run), str(tmp_path)])
+    assert outcome.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
+
+
+def test_wandb_offline_keeps_one_run_over_a_resume(human_cds: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    run = tmp_path / "run"
+    train(run, human_cds, "train.steps=2", "checkpoint.every=2", "log.wandb=offline")
+    first = (run / "wandb-id").read_text()
+    train(run, human_cds, "train.steps=4", "run.allow_change=true", "log.wandb=offline")
+    assert (run / "wandb-id").read_text() == first
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 2

@@ -1,0 +1,87 @@
+"""The same configuration and data on every engine: the same global batches, the same losses within rounding."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import metrics, train
+
+from dnascale.data.shards import Dataset
+
+STEPS = 20
+MODES = {
+    "plain": (1, "plain"),
+    "ddp": (2, "plain"),
+    "zero1": (2, "zero1"),
+    "zero2": (2, "zero2"),
+    "zero3": (2, "zero3"),
+}
+Curves = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def curves(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Curves:
+    folder = tmp_path_factory.mktemp("engines")
+    return {
+        mode: train(folder / mode, human_cds, f"train.steps={STEPS}", processes=processes, engine=engine)
+        for mode, (processes, engine) in MODES.items()
+    }
+
+
+def test_every_engine_trains_on_the_same_global_batches(curves: Curves) -> None:
+    digests = {mode: [line["windows_digest"] for line in lines] for mode, lines in curves.items()}
+    assert len(digests["plain"]) == STEPS
+    assert len(set(digests["plain"])) == STEPS
+    for mode in MODES:
+        assert digests[mode] == digests["plain"], mode
+
+
+def test_every_engine_has_the_same_losses_within_bf16_rounding(curves: Curves) -> None:
+    for mode in MODES:
+        for line, reference in zip(curves[mode], curves["plain"], strict=True):
+            assert line["loss"] == pytest.approx(reference["loss"], rel=0.01), (mode, line["step"])
+
+
+def test_zero_stages_agree_more_closely_with_each_other(curves: Curves) -> None:
+    for mode in ("zero2", "zero3"):
+        for line, reference in zip(curves[mode], curves["zero1"], strict=True):
+            assert line["loss"] == pytest.approx(reference["loss"], rel=0.003), (mode, line["step"])
+
+
+def test_every_engine_uses_the_same_learning_rates(curves: Curves) -> None:
+    for mode in MODES:
+        assert [line["learning_rate"] for line in curves[mode]] == [line["learning_rate"] for line in curves["plain"]]
+
+
+def test_every_engine_learns(curves: Curves) -> None:
+    for mode in MODES:
+        assert curves[mode][-1]["loss"] < curves[mode][0]["loss"] - 0.3, mode
+
+
+def test_fp32_losses_agree_to_rounding(human_cds: Dataset, tmp_path: Path) -> None:
+    common = ("train.steps=8", "train.precision=fp32")
+    alone = train(tmp_path / "alone", human_cds, *common)
+    for engine, processes in (("plain", 2), ("zero2", 2)):
+        lines = train(tmp_path / engine, human_cds, *common, processes=processes, engine=engine)
+        for line, reference in zip(lines, alone, strict=True):
+            assert line["loss"] == pytest.approx(reference["loss"], rel=2e-5), engine
+            assert line["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=1e-3), engine
+
+
+def test_accumulation_does_not_change_the_run(human_cds: Dataset, tmp_path: Path) -> None:
+    common = ("train.steps=6", "train.precision=fp32")
+    runs = [
+        train(tmp_path / str(micro), human_cds, *common, f"train.micro_batch_tokens={micro}") for micro in (512, 2048)
+    ]
+    for small, large in zip(*runs, strict=True):
+        assert small["windows_digest"] == large["windows_digest"]
+        assert small["loss"] == pytest.approx(large["loss"], rel=2e-5)
+
+
+def test_validation_loss_is_the_same_on_one_and_two_processes(human_cds: Dataset, tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        train(run, human_cds, "train.steps=2", "train.precision=fp32", "evaluation.every=1", processes=processes)
+        losses.append([line["valid_loss"] for line in metrics(run, "valid")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

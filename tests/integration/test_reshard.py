@@ -1,0 +1,71 @@
+"""A checkpoint belongs to no engine and no number of ranks: every pair below gives the same fp32 state to the bit."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import execute, metrics, train, train_command
+
+from dnascale.data.shards import Dataset
+from dnascale.train.checkpoint import Checkpoint, require_newest
+from dnascale.train.engines import KINDS
+
+SOURCES = {"zero3 on 2": (2, "zero3"), "plain on 1": (1, "plain")}
+TARGETS = [(1, "plain"), (2, "plain"), (2, "zero1"), (1, "zero2"), (2, "zero3")]
+
+
+@pytest.fixture(scope="module")
+def runs(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reshard")
+    for name, (processes, engine) in SOURCES.items():
+        train(folder / name, human_cds, "train.steps=4", "checkpoint.every=4", processes=processes, engine=engine)
+    return {name: folder / name for name in SOURCES}
+
+
+def state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind} {p['name']}": checkpoint.read(kind, p["name"], 0, math.prod(p["shape"]))
+        for kind in KINDS
+        for p in checkpoint.manifest["parameters"]
+    }
+
+
+@pytest.mark.parametrize(("processes", "engine"), TARGETS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_weights_and_moments_are_equal_to_the_bit_after_loading_elsewhere(
+    runs: dict[str, Path], human_cds: Dataset, tmp_path: Path, source: str, processes: int, engine: str
+) -> None:
+    script = [str(Path(__file__).with_name("reshard.py")), str(runs[source]), str(tmp_path), engine]
+    command = train_command(tmp_path, human_cds, processes=2)
+    launcher = command[: command.index("-m", 3)] if processes == 2 else [sys.executable]
+    outcome = execute([*launcher, *script, str(human_cds.folder)])
+    assert outcome.code == 0, outcome.output
+    before, after = require_newest(runs[source]), Checkpoint(tmp_path / "step-00000004")
+    after.verify()
+    assert after.manifest["world_size"] == processes
+    assert len(after.manifest["files"]) == processes
+    expected, found = state(before), state(after)
+    assert set(found) == set(expected)
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    assert any(tensor.abs().sum() > 0 for name, tensor in found.items() if name.startswith("exp_avg_sq"))
+
+
+def test_a_zero3_run_continues_as_plain_and_as_zero1(human_cds: Dataset, tmp_path: Path) -> None:
+    steps = ("train.steps=8", "checkpoint.every=4")
+    whole = train(tmp_path / "whole", human_cds, *steps, processes=2, engine="zero3")
+    for processes, engine in ((1, "plain"), (2, "zero1")):
+        run = tmp_path / engine
+        train(run, human_cds, "train.steps=8", "checkpoint.every=4", processes=2, engine="zero3")
+        # Go back to step 4, as after a crash.
+        import shutil
+
+        shutil.rmtree(run / "checkpoints" / "step-00000008")
+        outcome = execute(train_command(run, human_cds, *steps, processes=processes, engine=engine))
+        assert outcome.code == 0, outcome.output
+        lines = metrics(run)
+        assert [line["windows_digest"] for line in lines] == [line["windows_digest"] for line in whole]
+        for line, reference in zip(lines, whole, strict=True):
+            assert line["loss"] == pytest.approx(reference["loss"], rel=0.005)

@@ -1,0 +1,136 @@
+"""Killed and started again: the rest of the run is the uninterrupted one, to the bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from jobs import Outcome, execute, kill_after, metrics, numbers, train, train_command
+
+from dnascale.data.shards import Dataset
+from dnascale.train.checkpoint import committed
+
+STEPS = 16
+LENGTH = (f"train.steps={STEPS}", "checkpoint.every=5", "checkpoint.keep=10")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("processes", "engine"), [(1, "plain"), (2, "plain"), (1, "zero2"), (2, "zero2"), (2, "zero3")]
+)
+def test_a_run_killed_with_sigkill_continues_bit_for_bit(
+    human_cds: Dataset, tmp_path: Path, processes: int, engine: str
+) -> None:
+    whole = train(tmp_path / "whole", human_cds, *LENGTH, processes=processes, engine=engine)
+    run = tmp_path / "killed"
+    command = train_command(run, human_cds, *LENGTH, processes=processes, engine=engine)
+    # Long enough ago that steps after the checkpoint are lost and must be done again.
+    kill_after(command, run, step=8)
+    assert committed(run / "checkpoints")[0].name == "step-00000005"
+    outcome = execute(command)
+    assert outcome.code == 0, outcome.output
+    assert "resumed  from the checkpoint of step" in outcome.output
+    assert numbers(metrics(run)) == numbers(whole)
+
+
+@pytest.fixture(scope="module")
+def short_run(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("short") / "run"
+    train(run, human_cds, "train.steps=6", "checkpoint.every=2", "checkpoint.keep=2")
+    return run
+
+
+def again(run: Path, data: Dataset, *overrides: str) -> Outcome:
+    return execute(train_command(run, data, "train.steps=6", "checkpoint.every=2", "checkpoint.keep=2", *overrides))
+
+
+def test_only_the_newest_checkpoints_are_kept(short_run: Path) -> None:
+    assert [path.name for path in committed(short_run / "checkpoints")] == ["step-00000004", "step-00000006"]
+    assert {path.name for path in (short_run / "checkpoints").iterdir()} == {"step-00000004", "step-00000006"}
+
+
+def test_a_finished_run_started_again_does_nothing(short_run: Path, human_cds: Dataset) -> None:
+    before = numbers(metrics(short_run))
+    outcome = again(short_run, human_cds)
+    assert outcome.code == 0, outcome.output
+    assert numbers(metrics(short_run)) == before
+
+
+def test_everything_needed_to_repeat_a_run_is_in_its_folder(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    environment = json.loads((short_run / "environment.json").read_text())
+    assert environment["data_fingerprint"] == human_cds.fingerprint
+    assert {"torch", "transformers", "accelerate", "dnascale"} <= set(environment["versions"])
+    repeated = tmp_path / "repeated"
+    command = train_command(repeated, human_cds)
+    config = [str(short_run / "config.yaml"), f"run.dir={repeated}"]
+    outcome = execute([*command[: command.index("nano")], *config])
+    assert outcome.code == 0, outcome.output
+    assert numbers(metrics(repeated)) == numbers(metrics(short_run))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "swap"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    short_run: Path, human_cds: Dataset, tmp_path: Path, damage: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    newest = run / "checkpoints" / "step-00000006"
+    weights = newest / "rank-00000-of-00001.safetensors"
+    if damage == "flip":
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    elif damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif damage == "remove":
+        weights.unlink()
+    elif damage == "manifest":
+        manifest = newest / "MANIFEST.json"
+        manifest.write_text(manifest.read_text().replace('"step": 6', '"step": 7', 1))
+    else:
+        shutil.copy(run / "checkpoints" / "step-00000004" / weights.name, weights)
+    outcome = again(run, human_cds)
+    assert outcome.code == 0, outcome.output
+    assert "warning" in outcome.output
+    assert "step-00000006" in outcome.output
+    assert "resumed  from the checkpoint of step 4" in outcome.output
+    assert numbers(metrics(run)) == numbers(metrics(short_run))
+
+
+def test_foreign_files_among_the_checkpoints_are_left_alone(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    folder = run / "checkpoints"
+    (folder / "NOTES.txt").write_text("mine")
+    (folder / "step-99").mkdir()
+    (folder / "step-00000099").mkdir()
+    outcome = again(run, human_cds)
+    assert outcome.code == 0, outcome.output
+    assert "resumed  from the checkpoint of step 6" in outcome.output
+    assert (folder / "NOTES.txt").read_text() == "mine"
+    assert (folder / "step-99").is_dir()
+
+
+def test_a_changed_configuration_is_refused_and_shown(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    outcome = again(run, human_cds, "optimizer.learning_rate=0.5")
+    assert outcome.code == 2
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in outcome.error
+    assert again(run, human_cds, "optimizer.learning_rate=0.5", "run.allow_change=true").code == 0
+
+
+def test_a_checkpoint_of_another_model_is_refused(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    outcome = again(run, human_cds, "model.layers=3", "run.allow_change=true")
+    assert outcome.code == 4
+    assert "num_hidden_layers 2 -> 3" in outcome.error
+
+
+def test_a_run_goes_on_longer_when_asked(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    outcome = again(run, human_cds, "train.steps=8", "run.allow_change=true")
+    assert outcome.code == 0, outcome.output
+    assert [line["step"] for line in metrics(run)] == list(range(1, 9))
