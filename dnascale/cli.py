@@ -78,13 +78,22 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="FASTA files (plain or gzip), globs, or builtin:human-cds.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="FASTA files (plain or gzip), globs, or builtin:human-cds.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
     valid: Annotated[float, typer.Option(help="Share of the groups held out for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the groups held out for testing.")] = 0.0,
-    group: Annotated[str | None, typer.Option(help="Regular expression whose first ( ) names a record's group in its header. Default: the gene if the header tells, else the record.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression whose first ( ) names a record's group in its header. Default: the gene if the header tells, else the record."
+        ),
+    ] = None,
     min_length: Annotated[int, typer.Option(help="Leave out records shorter than this many bases.")] = 1,
-    soft_mask: Annotated[bool, typer.Option("--soft-mask", help="Keep lower case in the shards (bit 7), for loss weights of repeats.")] = False,
+    soft_mask: Annotated[
+        bool, typer.Option("--soft-mask", help="Keep lower case in the shards (bit 7), for loss weights of repeats.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order of records in the shards.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -131,7 +140,10 @@ def data_verify(data: DataFolder) -> None:
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, base, large) or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. data.path=DATA train.steps=1000 run.dir=runs/first")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="e.g. data.path=DATA train.steps=1000 run.dir=runs/first"),
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a model, or continue the run in run.dir.
@@ -292,4 +304,3 @@ def _show_evaluation(result: "Evaluation") -> None:
     console.print(table)
     by_base = ", ".join(f"{base} {share:.1%}" for base, share in model.accuracy_by_base.items())
     console.print(f"accuracy {model.accuracy:.1%} ({by_base}) over {model.bases:,} bases of the {result.split} split")
-

@@ -110,8 +110,9 @@ class Vocabulary:
 
     def decode(self, ids: np.ndarray) -> str:
         """Ids of any integer dtype [n] to text; the soft-mask bit, if set, gives lower case."""
-        plain = (self.tokens[i & ~SOFT_MASK_BIT].lower() if i & SOFT_MASK_BIT else self.tokens[i] for i in ids.tolist())
-        return "".join(plain)
+        return "".join(
+            self.tokens[i & ~SOFT_MASK_BIT].lower() if i & SOFT_MASK_BIT else self.tokens[i] for i in ids.tolist()
+        )
 
     def tokenizer(self, model_max_length: int) -> "PreTrainedTokenizerFast":
         """The same vocabulary as a Hugging Face tokenizer that works where dnascale is not installed."""

@@ -1,7 +1,5 @@
 """Shared fixtures: the built-in human coding sequences, prepared once a test session."""
 
-from pathlib import Path
-
 import pytest
 
 from dnascale.data.prepare import PrepareOptions, prepare

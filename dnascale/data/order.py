@@ -24,7 +24,7 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 def hash64(*parts: int | np.ndarray) -> np.ndarray:
     """Integers (or arrays that broadcast) -> uint64. Order matters; each part is mixed in turn."""
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state: np.ndarray = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
             state = mix64(state + np.uint64(0x9E3779B97F4A7C15) + np.asarray(part).astype(np.uint64))

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +64,16 @@ class _Kept:
 
 
 @dataclass
+class _Tally:
+    """What was read, what was left out and why, and by which rules the rest was grouped."""
+
+    records: int = 0
+    bases: int = 0
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    rules: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
 class _Spool:
     """The kept records of one split, their bases in one temporary file."""
 
@@ -86,6 +97,8 @@ def prepare(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty: choose another --out, or remove it first.")
+    if not out.name:
+        raise UsageError(f"--out {out} has no name of its own: name a folder to make.")
     paths = resolve_all(sources)
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -118,39 +131,21 @@ def _prepare(
     vocabulary: Vocabulary,
     progress: Callable[[str, int], None],
 ) -> Dataset:
-    pattern = re.compile(options.group) if options.group else None
     fractions = {"train": 1.0, "valid": options.valid, "test": options.test}
-    spools = {s: _Spool(work / f"{s}.spool", (work / f"{s}.spool").open("xb")) for s in SPLITS if fractions[s] > 0}
-    dropped: dict[str, Counter[str]] = {}
-    rules: Counter[str] = Counter()
-    described: list[dict[str, Any]] = []
-    bases_in = records_in = 0
-    for index, path in enumerate(paths):
-        before = path.stat()
-        report = ReadReport(path=path)
-        for record in read_fasta(path, report):
-            records_in += 1
-            bases_in += len(record.bases)
-            if reason := _unfit(record, options):
-                dropped.setdefault(reason, Counter()).update(records=1, bases=len(record.bases))
-                continue
-            group, rule = group_of(record, pattern)
-            rules[rule] += 1
-            _keep(record, group, index, spools[split_of(group, options)], options, vocabulary)
-            progress("reading", len(record.bases))
-        after = path.stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DataError(f"{path} changed while it was read: prepare again when nothing writes to it.")
-        described.append(
-            {"name": path.name, "bytes": before.st_size, "sha256": _file_digest(path), "records": report.records,
-             "bases": report.bases, "compression": report.compression, "warnings": report.warnings}
-        )  # fmt: skip
-
+    tally = _Tally()
+    with ExitStack() as files:
+        spools = {
+            name: _Spool(work / f"{name}.spool", files.enter_context((work / f"{name}.spool").open("xb")))
+            for name in SPLITS
+            if fractions[name] > 0
+        }
+        described = [
+            _read_source(path, index, spools, tally, options, vocabulary, progress) for index, path in enumerate(paths)
+        ]
     splits: dict[str, Split] = {}
     for name, spool in spools.items():
-        spool.file.close()
         if not spool.records:
-            raise DataError(_empty_split(name, records_in, dropped, sum(rules.values()), options))
+            raise DataError(_empty_split(name, tally, options))
         splits[name] = _write_split(name, spool, work, vocabulary, options, progress)
         spool.path.unlink()
     kept = {key: sum(getattr(split, key) for split in splits.values()) for key in ("records", "bases")}
@@ -162,11 +157,43 @@ def _prepare(
         soft_mask_bit=options.soft_mask,
         sources=described,
         options={k: getattr(options, k) for k in options.__dataclass_fields__},
-        cleaning={"records_in": records_in, "bases_in": bases_in, "records_out": kept["records"],
-                  "bases_out": kept["bases"], "dropped": {k: dict(v) for k, v in sorted(dropped.items())}},
-        groups=dict(sorted(rules.items())),
+        cleaning={"records_in": tally.records, "bases_in": tally.bases, "records_out": kept["records"],
+                  "bases_out": kept["bases"], "dropped": {k: dict(v) for k, v in sorted(tally.dropped.items())}},
+        groups=dict(sorted(tally.rules.items())),
         splits=splits,
     )  # fmt: skip
+
+
+def _read_source(
+    path: Path,
+    source: int,
+    spools: dict[str, _Spool],
+    tally: _Tally,
+    options: PrepareOptions,
+    vocabulary: Vocabulary,
+    progress: Callable[[str, int], None],
+) -> dict[str, Any]:
+    """Deals the records of one file into the spools, and describes the file."""
+    pattern = re.compile(options.group) if options.group else None
+    report = ReadReport(path=path)
+    before = _state_of(path)
+    for record in read_fasta(path, report):
+        tally.records += 1
+        tally.bases += len(record.bases)
+        if reason := _unfit(record, options):
+            tally.dropped.setdefault(reason, Counter()).update(records=1, bases=len(record.bases))
+            continue
+        group, rule = group_of(record, pattern)
+        tally.rules[rule] += 1
+        _keep(record, group, source, spools[split_of(group, options)], options, vocabulary)
+        progress("reading", len(record.bases))
+    digest = _file_digest(path)
+    if before != _state_of(path):
+        raise DataError(f"{path} changed while it was read: prepare again when nothing writes to it.")
+    return {
+        "name": path.name, "bytes": before[0], "sha256": digest, "records": report.records, "bases": report.bases,
+        "compression": report.compression, "warnings": report.warnings,
+    }  # fmt: skip
 
 
 def split_of(group: str, options: PrepareOptions) -> str:
@@ -205,21 +232,21 @@ def _write_split(
 ) -> Split:
     bases = np.memmap(spool.path, dtype=np.uint8, mode="r")
     separator = np.array([vocabulary.sep], dtype=np.uint8)
-    writer = ShardWriter(work, name)
     sidecar = _Sidecar(work)
     counts = np.zeros(256, dtype=np.int64)
-    for record in sorted(spool.records, key=lambda r: (r.order, r.start)):
-        tokens = np.asarray(bases[record.start : record.start + record.length])
-        counts += np.bincount(tokens, minlength=256)
-        done = 0
-        while done < len(tokens):
-            piece = tokens[done : done + writer.room]
-            sidecar.add(record, done, *writer.position, piece)
-            writer.write(piece if options.soft_mask else piece & ~np.uint8(SOFT_MASK_BIT))
-            done += len(piece)
-        writer.write(separator)
-        progress("writing", len(tokens))
-    shards = sidecar.write(writer.close())
+    with ShardWriter(work, name) as writer:
+        for record in sorted(spool.records, key=lambda r: (r.order, r.start)):
+            tokens = np.asarray(bases[record.start : record.start + record.length])
+            counts += np.bincount(tokens, minlength=256)
+            done = 0
+            while done < len(tokens):
+                piece = tokens[done : done + writer.room]
+                sidecar.add(record, done, *writer.position, piece)
+                writer.write(piece if options.soft_mask else piece & ~np.uint8(SOFT_MASK_BIT))
+                done += len(piece)
+            writer.write(separator)
+            progress("writing", len(tokens))
+        shards = sidecar.write(writer.close())
     plain = counts[:SOFT_MASK_BIT] + counts[SOFT_MASK_BIT:]
     return Split(
         records=len(spool.records),
@@ -252,20 +279,20 @@ class _Sidecar:
             [("record", pa.string()), ("group", pa.string()), ("source", pa.int32()), ("record_start", pa.int64()),
              ("shard_start", pa.int64()), ("length", pa.int64()), ("soft_mask_edges", pa.list_(pa.int64()))]
         )  # fmt: skip
-        for index, shard in enumerate(shards):
-            columns = zip(*self.rows[index], strict=True)
+        rows = [self.rows.get(index, []) for index in range(len(shards))]  # a last separator may be alone in its shard
+        for shard, of_shard in zip(shards, rows, strict=True):
+            columns = zip(*of_shard, strict=True) if of_shard else [()] * len(schema)
             table = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
             path = self.folder / shard.name.replace(".tar", ".records.parquet")
             pq.write_table(table, path, compression="zstd")
-        return [replace(shard, records=len(self.rows[index])) for index, shard in enumerate(shards)]
+        return [replace(shard, records=len(of_shard)) for shard, of_shard in zip(shards, rows, strict=True)]
 
 
-def _empty_split(
-    name: str, records: int, dropped: dict[str, Counter[str]], kept: int, options: PrepareOptions
-) -> str:
+def _empty_split(name: str, tally: _Tally, options: PrepareOptions) -> str:
+    kept = tally.rules.total()
     if not kept:
-        reasons = ", ".join(f"{c['records']:,} {reason}" for reason, c in sorted(dropped.items()))
-        return f"no sequence is left of {records:,} records ({reasons or 'none read'}): there is nothing to train on."
+        reasons = ", ".join(f"{c['records']:,} {reason}" for reason, c in sorted(tally.dropped.items()))
+        return f"no sequence is left of {tally.records:,} records ({reasons or 'none read'}): there is nothing to train on."
     share = {"valid": options.valid, "test": options.test}.get(name, 0.0)
     return (
         f"the {name} split got none of {kept:,} records (--{name} {share:g}): the records fall into too few groups. "
@@ -273,9 +300,21 @@ def _empty_split(
     )
 
 
+def _state_of(path: Path) -> tuple[int, int]:
+    """Size and time of change. A file that has gone has neither."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read a second time, for its digest: {error.strerror}.") from None
 
 
 def _sync(folder: Path) -> None:

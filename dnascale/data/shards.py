@@ -208,7 +208,7 @@ class ShardReader:
         for block, expected in enumerate(self.info.crc32):
             at = block_offset(block, self.block_tokens)
             length = min(self.block_tokens, self.info.tokens - block * self.block_tokens)
-            if zlib.crc32(self._file[at : at + length]) != expected:
+            if zlib.crc32(self._file[at : at + length].data) != expected:
                 raise DataError(
                     f"{self.path}: block {block} (bytes {at:,} to {at + length:,}) does not match its checksum; "
                     "the file is damaged. Copy or prepare it again."
@@ -217,7 +217,7 @@ class ShardReader:
     def verify_file(self) -> None:
         """Compares the whole file, headers included, with its SHA-256. Raises DataError."""
         self.verify()
-        if hashlib.sha256(self._file).hexdigest() != self.info.sha256:
+        if hashlib.sha256(self._file.data).hexdigest() != self.info.sha256:
             raise DataError(f"{self.path}: its tokens are right but its tar headers are damaged (SHA-256 differs).")
 
 

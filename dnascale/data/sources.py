@@ -23,9 +23,7 @@ from dnascale.errors import DataError, UsageError
 
 _gzip_file: Callable[..., Any] = gzip.GzipFile
 _gzip_errors: tuple[Any, ...] = (EOFError, zlib.error, OSError)
-with suppress(
-    ImportError
-):  # isal has no wheel for some machines; gzip reads the same files at half the speed
+with suppress(ImportError):  # isal has no wheel for some machines; gzip reads the same files at half the speed
     from isal import igzip, isal_zlib
 
     _gzip_file, _gzip_errors = igzip.IGzipFile, (*_gzip_errors, isal_zlib.error)
@@ -260,9 +258,7 @@ class _Parser:
             if len(head) >= 512:
                 break
         if not head.strip():
-            raise self.error(
-                "no sequence, only blank lines" if head or self.line > 1 else "the file is empty"
-            )
+            raise self.error("no sequence, only blank lines" if head or self.line > 1 else "the file is empty")
         raise self.error(f"the first line must start with '>', but this is {_what_is(head)}")
 
     def take(self, piece: bytes) -> None:

@@ -66,9 +66,7 @@ class ContextModel:
     positive alpha per length.
     """
 
-    def __init__(
-        self, left: int, right: int = 0, phase: bool = False, alphas: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, left: int, right: int = 0, phase: bool = False, alphas: Sequence[float] | None = None) -> None:
         if left < 0 or right < 0:
             raise ValueError(f"a context cannot have {left} left and {right} right bases")
         lengths = max(left, right) + 1
@@ -239,9 +237,7 @@ def fit_and_score(
     markov = family(ContextModel(LONGEST_MARKOV_ORDER), f"Markov orders 1 to {LONGEST_MARKOV_ORDER}")
     names = [f"context {k}+{k}" for k in range(1, LONGEST_FLANK + 1)]
     plain = family(ContextModel(LONGEST_FLANK, LONGEST_FLANK), f"{names[0]} to {names[-1]}")
-    phased = family(
-        ContextModel(LONGEST_FLANK, LONGEST_FLANK, phase=True), f"{names[0]} to {names[-1]} + codon phase"
-    )
+    phased = family(ContextModel(LONGEST_FLANK, LONGEST_FLANK, phase=True), f"{names[0]} to {names[-1]} + codon phase")
     lines = [("uniform (ln 4)", float(np.log(BASES))), ("composition", markov[0])]
     lines += [(f"Markov order {order}", markov[order]) for order in range(1, len(markov))]
     lines += zip(names, plain[1:], strict=True)

@@ -71,9 +71,7 @@ def evaluate(
 
     batch_windows = max(1, run.config.train.micro_batch_tokens // run.config.model.context)
     loss = held_out_loss(model.logits, reader, dataset.vocabulary, chosen, batch_windows, progress=advance)
-    baselines = fit_and_score(
-        split_records(dataset, "train", MAX_FIT_TOKENS), split_records(dataset, split)
-    )
+    baselines = fit_and_score(split_records(dataset, "train", MAX_FIT_TOKENS), split_records(dataset, split))
     result = Evaluation(str(run.folder), run.checkpoint.state.step, split, loss, baselines)
     (run.folder / f"evaluation-{split}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
     return result
@@ -87,5 +85,3 @@ def _device(asked: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-

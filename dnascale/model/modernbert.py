@@ -87,7 +87,12 @@ class MaskedLanguageModel(nn.Module):
         hidden = batch.hidden.flatten()
         with torch.no_grad():
             sums = torch.stack(
-                [weighted.sum(), batch.weights.sum(), (weighted * hidden).sum(), (batch.weights.flatten() * hidden).sum()]
+                [
+                    weighted.sum(),
+                    batch.weights.sum(),
+                    (weighted * hidden).sum(),
+                    (batch.weights.flatten() * hidden).sum(),
+                ]
             )
         return weighted.sum() / batch.labels.numel(), sums
 

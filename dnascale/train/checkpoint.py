@@ -24,7 +24,6 @@ from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
     from dnascale.train.engines import Engine
 
@@ -74,7 +73,7 @@ def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, 
 
     from_main(accelerator, lambda: _plainly(begin, work))
     written = together(accelerator, lambda: _plainly(lambda: _write_rank(work, engine), work))
-    gathered = gather_object([written]) if accelerator.num_processes > 1 else [written]
+    gathered = gather_object([written])
     files = [file for file, _ in gathered]
     fragments = [fragment for _, part in gathered for fragment in part]
     from_main(accelerator, lambda: _plainly(commit, work))
@@ -244,7 +243,7 @@ def committed(folder: Path) -> list[Path]:
 
 def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that passes verification, and a sentence for each newer one that did not."""
-    rejected = []
+    rejected: list[str] = []
     for path in reversed(committed(folder)):
         try:
             checkpoint = Checkpoint(path)

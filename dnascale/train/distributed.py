@@ -10,6 +10,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -109,7 +110,7 @@ def _launched_processes() -> int | None:
             return None
         if "launch" not in command or not any("accelerate" in Path(word).name for word in command[:3]):
             continue
-        options = dict(zip(command, command[1:], strict=False))
+        options = dict(pairwise(command))
         options |= dict(word.split("=", 1) for word in command if word.startswith("--") and "=" in word)
         for name in ("--num_processes", "--num-processes"):
             if name in options:
@@ -139,10 +140,7 @@ def together(accelerator: "Accelerator", action: Callable[[], T]) -> T:
         if accelerator.num_processes == 1:
             raise
         failure = ("DnascaleError", f"{type(error).__name__}: {error}")
-    if accelerator.num_processes == 1:
-        outcomes = [failure]
-    else:
-        outcomes = gather_object([failure])
+    outcomes = gather_object([failure])
     failed = [(rank, outcome) for rank, outcome in enumerate(outcomes) if outcome is not None]
     if failed:
         rank, (kind, message) = failed[0]
@@ -156,8 +154,6 @@ def from_main(accelerator: "Accelerator", action: Callable[[], T]) -> T:
     from accelerate.utils import broadcast_object_list
 
     value = together(accelerator, lambda: action() if accelerator.is_main_process else None)
-    if accelerator.num_processes == 1:
-        return value  # type: ignore[return-value]
     return broadcast_object_list([value])[0]
 
 

@@ -281,7 +281,7 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
     }
     for key, value in filled.items():
         if values.setdefault(key, "auto") not in ("auto", value):
-            raise UsageError(f"{path} sets {key}={values[key]}, the run's configuration gives {value}: write \"auto\".")
+            raise UsageError(f'{path} sets {key}={values[key]}, the run\'s configuration gives {value}: write "auto".')
         values[key] = value
     values.setdefault("bf16", {})["enabled"] = config.train.precision == "bf16"
     return values

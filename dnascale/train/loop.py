@@ -177,7 +177,9 @@ def train(config: Config) -> Path:
                     "seconds": state.seconds,
                 }
                 if not math.isfinite(line["loss"]):
-                    raise NumericsError(f"step {state.step}: the loss is {line['loss']}; the last checkpoint is untouched.")
+                    raise NumericsError(
+                        f"step {state.step}: the loss is {line['loss']}; the last checkpoint is untouched."
+                    )
                 if metrics is not None:
                     metrics.write(kind="train", **line)
                     wandb.log(**line)
@@ -363,4 +365,3 @@ def _validate(engine: Engine, reader: WindowReader, config: Config, dataset: Dat
     )  # fmt: skip
     engine.module.train()
     return result.nats_per_base
-

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import platform
+import secrets
 import subprocess
 import sys
 import warnings
@@ -49,7 +50,7 @@ class Wandb:
                 f"log.wandb={config.log.wandb} needs wandb: pip install 'dnascale[wandb]', or log.wandb=off."
             ) from None
         id_file = run / "wandb-id"
-        run_id = id_file.read_text().strip() if id_file.is_file() else wandb.util.generate_id()
+        run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
         try:
             self._run = wandb.init(
                 project=config.log.wandb_project,

@@ -50,7 +50,12 @@ def train_command(run: Path, data: Dataset, *overrides: str, processes: int = 1,
 
 def execute(command: list[str], timeout: float = 240, **changes: str) -> Outcome:
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, env=environment(**changes)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        env=environment(**changes),
     )
     return Outcome(done.returncode, done.stdout)
 
@@ -70,7 +75,17 @@ def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
 
 def numbers(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """What must be equal to the bit: not the timings."""
-    keys = ("step", "tokens", "epoch", "position", "loss", "masked_loss", "learning_rate", "gradient_norm", "windows_digest")
+    keys = (
+        "step",
+        "tokens",
+        "epoch",
+        "position",
+        "loss",
+        "masked_loss",
+        "learning_rate",
+        "gradient_norm",
+        "windows_digest",
+    )
     return [tuple(line[key] for key in keys) for line in lines]
 
 

@@ -32,9 +32,7 @@ def main(source: str, target: str, engine_name: str, data: str) -> None:
     hf = build(config.model, dataset.vocabulary, seed=12345)
     masking = Masking(dataset.vocabulary, **config.masking.model_dump())
     module = MaskedLanguageModel(hf, masking, autocast=None if deepspeed else torch.bfloat16)
-    engine = build_engine(
-        accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation
-    )
+    engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     saved = checkpoint.require_newest(Path(source))
     checkpoint.load(saved, engine)
     checkpoint.save(Path(target), engine, saved.state, saved.identity, keep=1)

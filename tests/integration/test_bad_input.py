@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import pytest
 from jobs import Outcome, execute, train, train_command
 
 from dnascale.data.shards import Dataset
@@ -138,7 +137,9 @@ def test_a_batch_that_does_not_divide(human_cds: Dataset, tmp_path: Path) -> Non
 
 def test_a_learning_rate_that_diverges_stops_with_the_step(human_cds: Dataset, tmp_path: Path) -> None:
     outcome = execute(
-        train_command(tmp_path / "run", human_cds, "train.steps=50", "optimizer.learning_rate=1e30", "train.precision=fp32")
+        train_command(
+            tmp_path / "run", human_cds, "train.steps=50", "optimizer.learning_rate=1e30", "train.precision=fp32"
+        )
     )
     assert outcome.code == 6
     assert "step " in outcome.error

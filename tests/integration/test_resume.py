@@ -56,7 +56,9 @@ def test_a_finished_run_started_again_does_nothing(short_run: Path, human_cds: D
     assert numbers(metrics(short_run)) == before
 
 
-def test_everything_needed_to_repeat_a_run_is_in_its_folder(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+def test_everything_needed_to_repeat_a_run_is_in_its_folder(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
     environment = json.loads((short_run / "environment.json").read_text())
     assert environment["data_fingerprint"] == human_cds.fingerprint
     assert {"torch", "transformers", "accelerate", "dnascale"} <= set(environment["versions"])
@@ -97,7 +99,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert numbers(metrics(run)) == numbers(metrics(short_run))
 
 
-def test_foreign_files_among_the_checkpoints_are_left_alone(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+def test_foreign_files_among_the_checkpoints_are_left_alone(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(short_run, run)
     folder = run / "checkpoints"

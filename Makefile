@@ -1,0 +1,41 @@
+# make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes)
+# make test   the test suite
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+.PHONY: help demo test check format clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# The venv remembers its absolute path, so that a moved or copied folder gets a new one.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("dnascale needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/base: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: .venv/base
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/base
+	@PATH="$$PWD/$(BIN):$$PATH" bash launch/demo.sh
+
+test: .venv/dev
+	$(BIN)/python -m pytest --durations 10
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo
