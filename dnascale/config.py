@@ -173,7 +173,7 @@ def load_config(source: str, overrides: list[str]) -> Config:
                 raise UsageError(f"'{override}' is not an override; write section.key=value, e.g. train.steps=1000.")
         tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
         values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, OSError) as error:
         raise UsageError(f"{source} cannot be read as configuration: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
     if isinstance(run := values.setdefault("run", {}), dict):

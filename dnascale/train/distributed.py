@@ -54,6 +54,7 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
         accelerator = Accelerator(
             mixed_precision="bf16" if train.precision == "bf16" else "no",
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed),
+            gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
             kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_START_TIMEOUT)],
         )
     _require_agreement(accelerator, train.processes)

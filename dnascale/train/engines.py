@@ -150,6 +150,7 @@ class PlainEngine(Engine):
         tensor = parameter.data if kind == "weight" else self.optimizer.state[parameter][kind]
         return tensor.view(-1).narrow(0, fragment.start, fragment.numel)
 
+    @torch.no_grad()
     def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
         self.get(fragment, kind).copy_(value)
 
@@ -236,6 +237,7 @@ class DeepSpeedEngine(Engine):
             return safe_get_local_fp32_param(parameter)
         return safe_get_local_optimizer_state(parameter, kind)
 
+    @torch.no_grad()
     def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 

@@ -1,9 +1,6 @@
-"""Loads the newest checkpoint of one run with the engine at hand and saves it elsewhere at once, without a step.
+"""Loads the newest checkpoint of one run with the engine at hand and saves it elsewhere at once, without a step."""
 
-Run by torchrun: reshard.py FROM_RUN TO_FOLDER ENGINE DATA
-"""
-
-import sys
+import os
 from pathlib import Path
 
 import torch
@@ -20,8 +17,6 @@ from dnascale.train.optim import build_optimizer
 
 
 def main(source: str, target: str, engine_name: str, data: str) -> None:
-    import os
-
     config = load_config(f"{source}/config.yaml", [f"train.engine={engine_name}"])
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batching = divide_batch(config, world)
@@ -42,7 +37,3 @@ def main(source: str, target: str, engine_name: str, data: str) -> None:
     for name, parameter in engine.parameters.items():
         expected = saved.read("weight", name, 0, parameter.numel()).to(parameter.dtype)
         assert torch.equal(parameter.detach().cpu().flatten(), expected), name
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

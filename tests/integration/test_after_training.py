@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs import execute, train
+from jobs import dnascale, train
 
 from dnascale.data.shards import Dataset
 from dnascale.runs import Run
@@ -22,7 +22,7 @@ def run(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluation_scores_every_held_out_base_beside_the_baselines(run: Path, human_cds: Dataset) -> None:
-    outcome = execute([sys.executable, "-m", "dnascale", "eval", str(run), "--json"])
+    outcome = dnascale("eval", str(run), "--json")
     assert outcome.code == 0, outcome.output
     result = json.loads(outcome.output)
     valid = human_cds.splits["valid"]
@@ -36,7 +36,7 @@ def test_evaluation_scores_every_held_out_base_beside_the_baselines(run: Path, h
 
 
 def test_evaluation_is_deterministic(run: Path) -> None:
-    results = [execute([sys.executable, "-m", "dnascale", "eval", str(run), "--json"]).output for _ in range(2)]
+    results = [dnascale("eval", str(run), "--json").output for _ in range(2)]
     assert results[0] == results[1]
 
 
@@ -60,7 +60,7 @@ print(json.dumps({"logits": logits[0].tolist(), "top": fill("ACG[MASK]ACG")[0]["
 
 def test_the_exported_folder_gives_the_training_models_logits_without_dnascale(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    outcome = execute([sys.executable, "-m", "dnascale", "export", str(run), str(out)])
+    outcome = dnascale("export", str(run), str(out))
     assert outcome.code == 0, outcome.output
     sequence = "atgGCCTTNNACGTacgtRYK[MASK]ACGTTGCA" * 2
     done = subprocess.run(
@@ -80,7 +80,7 @@ def test_the_exported_folder_gives_the_training_models_logits_without_dnascale(r
 
 def test_the_export_has_no_setting_of_this_machine_and_only_ids_of_its_vocabulary(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    assert execute([sys.executable, "-m", "dnascale", "export", str(run), str(out)]).code == 0
+    assert dnascale("export", str(run), str(out)).code == 0
     config = json.loads((out / "config.json").read_text())
     assert not any("attn_implementation" in key or key == "_name_or_path" for key in config)
     special = {key: value for key, value in config.items() if key.endswith("_token_id")}
@@ -94,7 +94,7 @@ def test_the_export_has_no_setting_of_this_machine_and_only_ids_of_its_vocabular
 
 def test_an_export_over_an_existing_folder_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
-    outcome = execute([sys.executable, "-m", "dnascale", "export", str(run), str(tmp_path)])
+    outcome = dnascale("export", str(run), str(tmp_path))
     assert outcome.code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
 

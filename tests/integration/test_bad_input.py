@@ -2,18 +2,13 @@
 
 import gzip
 import shutil
-import sys
 from pathlib import Path
 
-from jobs import Outcome, execute, train, train_command
+from jobs import Outcome, dnascale, train, train_words
 
 from dnascale.data.shards import Dataset
 
 FASTA = b">a gene:g1\nACGTACGTACGT\n>b gene:g2\nTTGACCATGACC\n"
-
-
-def dnascale(*words: str | Path) -> Outcome:
-    return execute([sys.executable, "-m", "dnascale", *map(str, words)])
 
 
 def prepare(tmp_path: Path, content: bytes, name: str = "in.fa", *options: str) -> Outcome:
@@ -74,14 +69,14 @@ def test_an_output_folder_that_is_not_empty(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_configuration_key(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(train_command(tmp_path / "run", human_cds, "optimizer.learning_rat=0.1", "train.steps=1"))
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "optimizer.learning_rat=0.1", "train.steps=1"))
     assert outcome.code == 2
     assert "unknown key 'optimizer.learning_rat' (did you mean 'learning_rate'?)" in outcome.error
     assert not (tmp_path / "run").exists()
 
 
 def test_a_value_of_the_wrong_type(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(train_command(tmp_path / "run", human_cds, "train.steps=many"))
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=many"))
     assert outcome.code == 2
     assert "train.steps=many" in outcome.error
 
@@ -93,7 +88,7 @@ def test_an_unknown_preset() -> None:
 
 
 def test_a_missing_data_set(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(train_command(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'no'}"))
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'no'}"))
     assert outcome.code == 3
     assert "no such data set folder" in outcome.error
 
@@ -120,7 +115,7 @@ def test_a_damaged_shard_is_found_before_training(human_cds: Dataset, tmp_path: 
     content = bytearray(shard.read_bytes())
     content[1_500_000] ^= 4
     shard.write_bytes(content)
-    outcome = execute(train_command(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'data'}"))
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'data'}"))
     assert outcome.code == 3
     assert "shard-000000.tar: block 1 " in outcome.error
     assert dnascale("data", "verify", tmp_path / "data").code == 3
@@ -128,16 +123,14 @@ def test_a_damaged_shard_is_found_before_training(human_cds: Dataset, tmp_path: 
 
 
 def test_a_batch_that_does_not_divide(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(
-        train_command(tmp_path / "run", human_cds, "train.steps=1", "train.global_batch_tokens=1984", processes=1)
-    )
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", "train.global_batch_tokens=1984"))
     assert outcome.code == 2
     assert "is not a multiple of 1 processes x train.micro_batch_tokens=512" in outcome.error
 
 
 def test_a_learning_rate_that_diverges_stops_with_the_step(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(
-        train_command(
+    outcome = dnascale(
+        *train_words(
             tmp_path / "run", human_cds, "train.steps=50", "optimizer.learning_rate=1e30", "train.precision=fp32"
         )
     )

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs import TINY, execute, metrics, train_command
+from jobs import TINY, dnascale, launch, metrics, train_words
 
 from dnascale.data.shards import Dataset
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "localhost:0"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 ROOT = Path(__file__).parents[2]
 
@@ -18,9 +19,17 @@ def accelerate(options: list[str], run: Path, data: Dataset, *overrides: str) ->
     return [*ACCELERATE, *options, "-m", "dnascale.train", *config]
 
 
+def test_torchrun_on_several_processes(human_cds: Dataset, tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", human_cds, "train.steps=3")
+    outcome = launch([*TORCHRUN, "--rdzv-backend", "c10d", "-m", "dnascale.train", *words[1:]])
+    assert outcome.code == 0, outcome.output
+    assert "ddp · 2 processes" in outcome.output
+    assert len(metrics(tmp_path / "run")) == 3
+
+
 def test_accelerate_launch_on_several_processes(human_cds: Dataset, tmp_path: Path) -> None:
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    outcome = execute(accelerate([*options, "--dynamo_backend", "no"], tmp_path / "run", human_cds))
+    outcome = launch(accelerate([*options, "--dynamo_backend", "no"], tmp_path / "run", human_cds))
     assert outcome.code == 0, outcome.output
     assert "ddp · 2 processes" in outcome.output
     assert len(metrics(tmp_path / "run")) == 3
@@ -28,14 +37,14 @@ def test_accelerate_launch_on_several_processes(human_cds: Dataset, tmp_path: Pa
 
 def test_accelerate_launch_with_a_deepspeed_configuration(human_cds: Dataset, tmp_path: Path) -> None:
     options = ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "ds_configs" / "zero2.json")]
-    outcome = execute(accelerate([*options, "--num_processes", "2"], tmp_path / "run", human_cds))
+    outcome = launch(accelerate([*options, "--num_processes", "2"], tmp_path / "run", human_cds))
     assert outcome.code == 0, outcome.output
     assert "zero2 · 2 processes" in outcome.output
     assert len(metrics(tmp_path / "run")) == 3
 
 
 def test_a_launcher_that_quietly_starts_one_process_is_refused(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(accelerate(["--num_processes", "2", "--cpu"], tmp_path / "run", human_cds))
+    outcome = launch(accelerate(["--num_processes", "2", "--cpu"], tmp_path / "run", human_cds))
     assert outcome.code != 0
     assert "the number of processes is not agreed on" in outcome.error
     assert "the launcher's command says 2" in outcome.error
@@ -43,15 +52,14 @@ def test_a_launcher_that_quietly_starts_one_process_is_refused(human_cds: Datase
 
 
 def test_another_number_of_processes_than_expected_is_refused(human_cds: Dataset, tmp_path: Path) -> None:
-    outcome = execute(train_command(tmp_path / "run", human_cds, "train.steps=1", "train.processes=4"))
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", "train.processes=4"))
     assert outcome.code == 7
     assert "train.processes says 4" in outcome.error
 
 
 def test_accelerate_that_does_not_join_the_group_is_refused(human_cds: Dataset, tmp_path: Path) -> None:
     """WORLD_SIZE without a rendezvous: what a half-set environment looks like."""
-    command = train_command(tmp_path / "run", human_cds, "train.steps=1")
-    outcome = execute(command, WORLD_SIZE="2")
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1"), WORLD_SIZE="2")
     assert outcome.code != 0
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -59,8 +67,8 @@ def test_accelerate_that_does_not_join_the_group_is_refused(human_cds: Dataset, 
 def test_an_error_on_every_rank_is_said_once(human_cds: Dataset, tmp_path: Path) -> None:
     shutil.copytree(human_cds.folder, tmp_path / "data")
     (tmp_path / "data" / "train" / "shard-000000.tar").unlink()
-    command = train_command(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'data'}", processes=2)
-    outcome = execute(command)
+    words = train_words(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'data'}")
+    outcome = dnascale(*words, processes=2)
     assert outcome.code != 0
     assert outcome.output.count("dnascale: error: ") == 1
     assert "shard-000000.tar is missing" in outcome.error
@@ -84,8 +92,9 @@ def test_deepspeed_is_needed_only_for_its_engines(human_cds: Dataset, tmp_path: 
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text("raise ImportError('not installed')")
     path = {"PYTHONPATH": str(tmp_path / "blocked")}
-    plain = execute(train_command(tmp_path / "plain", human_cds, "train.steps=1"), **path)
+    command = [sys.executable, "-m", "dnascale"]
+    plain = launch([*command, *train_words(tmp_path / "plain", human_cds, "train.steps=1")], **path)
     assert plain.code == 0, plain.output
-    zero = execute(train_command(tmp_path / "zero", human_cds, "train.steps=1", engine="zero2"), **path)
+    zero = launch([*command, *train_words(tmp_path / "zero", human_cds, "train.steps=1", engine="zero2")], **path)
     assert zero.code == 2
     assert "pip install 'dnascale[deepspeed]'" in zero.error

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from jobs import Outcome, execute, kill_after, metrics, numbers, train, train_command
+from jobs import Outcome, dnascale, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
 from dnascale.train.checkpoint import committed
@@ -23,11 +23,10 @@ def test_a_run_killed_with_sigkill_continues_bit_for_bit(
 ) -> None:
     whole = train(tmp_path / "whole", human_cds, *LENGTH, processes=processes, engine=engine)
     run = tmp_path / "killed"
-    command = train_command(run, human_cds, *LENGTH, processes=processes, engine=engine)
-    # Long enough ago that steps after the checkpoint are lost and must be done again.
-    kill_after(command, run, step=8)
+    # Steps after the last checkpoint are lost, and must be done again.
+    train_until_killed(run, human_cds, *LENGTH, step=8, processes=processes, engine=engine)
     assert committed(run / "checkpoints")[0].name == "step-00000005"
-    outcome = execute(command)
+    outcome = dnascale(*train_words(run, human_cds, *LENGTH, engine=engine), processes=processes)
     assert outcome.code == 0, outcome.output
     assert "resumed  from the checkpoint of step" in outcome.output
     assert numbers(metrics(run)) == numbers(whole)
@@ -41,7 +40,7 @@ def short_run(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def again(run: Path, data: Dataset, *overrides: str) -> Outcome:
-    return execute(train_command(run, data, "train.steps=6", "checkpoint.every=2", "checkpoint.keep=2", *overrides))
+    return dnascale(*train_words(run, data, "train.steps=6", "checkpoint.every=2", "checkpoint.keep=2", *overrides))
 
 
 def test_only_the_newest_checkpoints_are_kept(short_run: Path) -> None:
@@ -63,9 +62,7 @@ def test_everything_needed_to_repeat_a_run_is_in_its_folder(
     assert environment["data_fingerprint"] == human_cds.fingerprint
     assert {"torch", "transformers", "accelerate", "dnascale"} <= set(environment["versions"])
     repeated = tmp_path / "repeated"
-    command = train_command(repeated, human_cds)
-    config = [str(short_run / "config.yaml"), f"run.dir={repeated}"]
-    outcome = execute([*command[: command.index("nano")], *config])
+    outcome = dnascale("train", short_run / "config.yaml", f"run.dir={repeated}")
     assert outcome.code == 0, outcome.output
     assert numbers(metrics(repeated)) == numbers(metrics(short_run))
 

@@ -1,0 +1,219 @@
+"""Configuration: what wins over what, what is refused and with which words, and what a resumed run may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dnascale.config import HARDWARE_KEYS, PRESETS, Config, changes, load_config, parse, presets, to_yaml
+from dnascale.errors import UsageError
+
+ENOUGH = ["data.path=DATA", "train.steps=100"]
+
+
+def nano(*overrides: str) -> Config:
+    return load_config("nano", [*ENOUGH, *overrides])
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+# --- loading ---
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_loads_and_keeps_every_value_it_states(preset: str) -> None:
+    stated = leaves(yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()))
+    length = [] if {"train.epochs", "train.steps", "train.minutes"} & set(stated) else ["train.steps=1"]
+    settled = leaves(load_config(preset, ["data.path=DATA", *length]).model_dump(mode="json"))
+    assert {key: settled[key] for key in stated} == stated
+    assert settled["data.path"] == "DATA"
+    assert settled["run.dir"] == f"runs/{preset}"
+
+
+def test_presets_are_those_documented() -> None:
+    assert presets() == ["base", "book", "large", "nano"]
+
+
+def test_a_preset_without_data_says_what_is_missing() -> None:
+    with pytest.raises(UsageError, match=r"'data' is missing \(the data set folder, e\.g\. data\.path=DATA\)"):
+        load_config("book", [])
+
+
+def test_overrides_win_over_the_file_which_wins_over_its_preset_which_wins_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "preset: nano\ndata: {path: FROM_FILE}\ntrain: {steps: 7, seed: 3}\noptimizer: {learning_rate: 0.5, weight_decay: 0.5}\n"
+    )
+    base = nano()
+    settled = load_config(str(path), ["optimizer.learning_rate=0.25", "optimizer.betas=[0.5,0.75]"])
+    assert settled.optimizer.learning_rate == 0.25  # override over file
+    assert settled.optimizer.betas == (0.5, 0.75)  # override over preset
+    assert (settled.data.path, settled.train.steps, settled.train.seed) == ("FROM_FILE", 7, 3)  # file over the rest
+    assert settled.model == base.model  # preset
+    assert settled.optimizer.weight_decay == 0.5  # file over preset
+    assert settled.schedule.decay == 0.3  # preset over default
+    assert settled.optimizer.eps == 1e-8  # default
+    assert settled.run.dir == "runs/mine"
+    assert load_config(str(path), ["run.dir=elsewhere"]).run.dir == "elsewhere"
+
+
+def test_the_last_of_two_overrides_wins() -> None:
+    assert nano("train.seed=1", "train.seed=2").train.seed == 2
+
+
+def test_the_resolved_configuration_round_trips_through_its_yaml(tmp_path: Path) -> None:
+    settled = nano(
+        "optimizer.learning_rate=1e-5", "optimizer.eps=1e-12", "train.minutes=2.5", "log.wandb=offline", "run.dir=a b"
+    )
+    text = to_yaml(settled)
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_config(str(tmp_path / "config.yaml"), []) == settled
+    assert parse(yaml.safe_load(text), "config.yaml") == settled
+    assert to_yaml(load_config(str(tmp_path / "config.yaml"), [])) == text
+    assert leaves(yaml.safe_load(text)).keys() == leaves(settled.model_dump()).keys()  # nothing is left to defaults
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stpes=3", r"unknown key 'train\.stpes' \(did you mean 'steps'\?\)"),
+        ("optimiser.learning_rate=1", r"unknown key 'optimiser' \(did you mean 'optimizer'\?\)"),
+        ("optimizer.lerning_rate=1", r"unknown key 'optimizer\.lerning_rate' \(did you mean 'learning_rate'\?\)"),
+        ("model.qqqqqq=1", r"unknown key 'model\.qqqqqq'$"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(override: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        nano(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.verify=maybe", "data.path=[1]", "model.layers=0", "model.layers=two", "model.context=-1",
+        "model.hidden_size=1.5", "masking.rate=0", "masking.rate=0.95", "masking.replace_with_mask=1.5",
+        "masking.repeat_weight=-1", "masking.repeat_weight=.inf", "optimizer.learning_rate=0",
+        "optimizer.learning_rate=.inf", "optimizer.learning_rate=.nan", "optimizer.betas=[0.9]",
+        "optimizer.betas=[0.9,1.0]", "optimizer.betas=[-0.1,0.9]", "optimizer.betas=[0.9,0.9,0.9]",
+        "optimizer.betas=0.9", "optimizer.eps=0", "optimizer.weight_decay=-1", "optimizer.weight_decay=.nan",
+        "optimizer.gradient_clip=-1", "schedule.warmup=1.5", "schedule.decay=-0.1", "schedule.final=2", "train.steps=0",
+        "train.steps=1.5", "train.minutes=.inf", "train.epochs=0", "train.epochs=.inf", "train.seed=-1",
+        "train.seed=9223372036854775808", "train.precision=fp16", "train.device=tpu", "train.processes=0",
+        "checkpoint.every=0", "checkpoint.keep=0", "evaluation.windows=0", "log.every=0", "log.wandb=yes",
+        "run.allow_change=perhaps", "run=5", "train=fast", "masking=null",
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_with_its_key(override: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        nano(override)
+    key = override.partition("=")[0]
+    assert key in str(caught.value)
+    assert str(caught.value).startswith("nano: ")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.heads=3"], r"model\.hidden_size=128 must be an even multiple of model\.heads=3"),
+        (["model.hidden_size=6", "model.heads=2"], "an even multiple"),
+        (["masking.replace_with_random=0.5"], r"masking\.replace_with_mask \+ masking\.replace_with_random"),
+        (["schedule.warmup=0.6", "schedule.decay=0.5"], r"schedule\.warmup \+ schedule\.decay must not exceed 1"),
+        (["train.steps=null"], r"say how long to train: train\.steps, train\.minutes or train\.epochs"),
+        (
+            ["train.global_batch_tokens=8193"],
+            r"train\.global_batch_tokens=8193 must be a multiple of model\.context=256",
+        ),
+        (["train.micro_batch_tokens=100"], r"train\.micro_batch_tokens=100 must be a multiple"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused_with_their_keys(overrides: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        nano(*overrides)
+
+
+def test_several_wrong_keys_are_named_at_once() -> None:
+    with pytest.raises(UsageError, match=r"unknown key 'train\.a'; unknown key 'train\.b'"):
+        nano("train.a=1", "train.b=2")
+
+
+@pytest.mark.parametrize(
+    "override", ["steps", "=3", " =3", "train.steps=[1", "model.context=${nothing.there}", "optimizer.betas.0=1"]
+)
+def test_what_is_no_override_is_a_usage_error(override: str) -> None:
+    with pytest.raises(UsageError):
+        nano(override)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b\n", "is not a configuration"),
+        ("a: [1\n", "cannot be read as configuration"),
+        ("", "'data' is missing"),
+        ("just words\n", "."),
+        ("preset: nan\n", r"unknown preset 'nan' \(did you mean 'nano'\?\); there are: base, book, large, nano"),
+        ("run: 5\n", "run"),
+        ("preset: nano\nmodel: [1]\n", "cannot be read as configuration"),
+        ("\udcff\udcfe", "cannot be read as configuration"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_a_usage_error(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match=words):
+        load_config(str(path), [])
+
+
+def test_a_source_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such configuration file"):
+        load_config(str(tmp_path / "none.yaml"), [])
+    with pytest.raises(UsageError, match=r"unknown preset 'boook' \(did you mean 'book'\?\)"):
+        load_config("boook", [])
+
+
+# --- changes on resume ---
+
+
+def test_hardware_keys_may_change_and_every_other_key_is_shown() -> None:
+    before = nano()
+    assert changes(before, before) == []
+    free = nano(
+        "data.path=OTHER", "data.verify=size", "train.micro_batch_tokens=256", "train.engine=zero3",
+        "train.device=cpu", "train.processes=4", "checkpoint.every=7", "checkpoint.keep=9", "evaluation.every=3",
+        "log.every=2", "log.wandb=offline", "run.dir=elsewhere", "run.allow_change=true",
+    )  # fmt: skip
+    assert changes(before, free) == []
+    other = nano("optimizer.learning_rate=1", "train.seed=4", "train.steps=200", "masking.rate=0.5")
+    assert set(changes(before, other)) == {
+        "optimizer.learning_rate: 0.003 -> 1.0", "train.seed: 0 -> 4", "train.steps: 100 -> 200",
+        "masking.rate: 0.2 -> 0.5",
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_every_leaf_is_either_free_to_change_or_reported() -> None:
+    before = nano()
+    for key, value in leaves(before.model_dump()).items():
+        section, name = key.split(".")
+        changed_section = getattr(before, section).model_copy(update={name: f"not {value}"})
+        found = changes(before, before.model_copy(update={section: changed_section}))
+        free = any(key == hardware or key.startswith(f"{hardware}.") for hardware in HARDWARE_KEYS)
+        assert [line.split(":")[0] for line in found] == ([] if free else [key])
+
+
+def test_hardware_keys_exist() -> None:
+    known = leaves(nano().model_dump())
+    for hardware in HARDWARE_KEYS:
+        assert any(key == hardware or key.startswith(f"{hardware}.") for key in known), hardware

@@ -1,0 +1,320 @@
+"""Shards on disk: other people's readers agree with ours, reruns are identical, and no damage is accepted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dnascale.data.shards import (
+    Dataset,
+    Shard,
+    ShardReader,
+    ShardWriter,
+    Split,
+    block_offset,
+    load_dataset,
+    split_records,
+    split_stream,
+)
+from dnascale.errors import DataError
+from dnascale.vocab import CHARACTER
+
+BLOCK = 512  # tokens; the smallest whole number of tar blocks
+
+
+def random_records(seed: int, count: int = 40, longest: int = 400) -> list[np.ndarray]:
+    """Bases with soft-mask bits: uint8 arrays of 1 to `longest` tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = [1, 2, *rng.integers(1, longest + 1, count), 1]
+    records = [rng.integers(0, 5, length, dtype=np.uint8) for length in lengths]
+    return [record | (rng.random(len(record)) < 0.2).astype(np.uint8) << 7 for record in records]
+
+
+def stream_of(records: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([part for record in records for part in (record, np.array([CHARACTER.sep], np.uint8))])
+
+
+def write_dataset(folder: Path, stream: np.ndarray, shard_blocks: int = 3, pieces: int = 7) -> Dataset:
+    """A data set of one split `train`, its stream written in `pieces`-token steps of uneven length."""
+    writer = ShardWriter(folder, "train", block_tokens=BLOCK, shard_blocks=shard_blocks)
+    rng = np.random.default_rng(pieces)
+    done = 0
+    while done < len(stream):
+        step = min(int(rng.integers(1, 100 * pieces)), writer.room)
+        writer.write(stream[done : done + step])
+        done += len(stream[done : done + step])
+    shards = writer.close()
+    split = Split(0, 0, len(stream), 1, 0, {}, shards)
+    dataset = Dataset(folder, "tiny", "a test", CHARACTER, True, [], {}, {}, {}, {"train": split}, block_tokens=BLOCK)
+    (folder / "dataset.json").write_text(dataset.to_json())
+    return load_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[np.ndarray]:
+    return random_records(1)
+
+
+@pytest.fixture(scope="module")
+def written(records: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_dataset(tmp_path_factory.mktemp("shards") / "data", stream_of(records))
+
+
+@pytest.fixture
+def dataset(written: Dataset, tmp_path: Path) -> Dataset:
+    """A copy that a test may damage."""
+    shutil.copytree(written.folder, tmp_path / "data")
+    return load_dataset(tmp_path / "data")
+
+
+def shards(dataset: Dataset) -> list[Shard]:
+    return dataset.split("train").shards
+
+
+def paths(dataset: Dataset) -> list[Path]:
+    return [dataset.folder / shard.name for shard in shards(dataset)]
+
+
+# --- reading back ---
+
+
+def test_stream_is_cut_into_full_shards_of_full_blocks_with_a_short_last_one(
+    written: Dataset, records: list[np.ndarray]
+) -> None:
+    stream = stream_of(records)
+    sizes = [shard.tokens for shard in shards(written)]
+    assert len(sizes) > 3
+    assert set(sizes[:-1]) == {3 * BLOCK}
+    assert sum(sizes) == len(stream)
+    read = np.concatenate([ShardReader(written, shard).tokens() for shard in shards(written)])
+    np.testing.assert_array_equal(read, stream)
+
+
+def test_any_range_of_a_shard_reads_the_same_as_a_slice_of_its_stream(written: Dataset) -> None:
+    reader = ShardReader(written, shards(written)[0])
+    whole = reader.tokens()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        start, stop = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
+        out = np.full(stop - start, 255, dtype=np.uint8)
+        reader.read(start, out)
+        np.testing.assert_array_equal(out, whole[start:stop])
+
+
+def test_split_gives_its_records_back_without_soft_mask_also_across_shards(
+    written: Dataset, records: list[np.ndarray]
+) -> None:
+    plain = [record & 0x7F for record in records]
+    read = split_records(written, "train")
+    assert [part.tolist() for part in read] == [record.tolist() for record in plain]
+    np.testing.assert_array_equal(split_stream(written, "train", 700), stream_of(plain)[:700])
+    cut = split_records(written, "train", max_tokens=1000)
+    assert np.concatenate(cut).tolist() == [t for t in stream_of(plain)[:1000].tolist() if t != CHARACTER.sep]
+
+
+def test_tarfile_finds_the_members_where_block_offsets_say(written: Dataset) -> None:
+    for number, (shard, path) in enumerate(zip(shards(written), paths(written), strict=True)):
+        stream = ShardReader(written, shard).tokens()
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            assert [m.name for m in members] == [f"{number:06d}-{k:06d}.bin" for k in range(len(shard.crc32))]
+            for k, member in enumerate(members):
+                assert member.isreg()
+                assert member.offset_data == block_offset(k, BLOCK)
+                payload = tar.extractfile(member)
+                assert payload is not None
+                assert payload.read() == stream[k * BLOCK : (k + 1) * BLOCK].tobytes()
+                owner = (member.mtime, member.uid, member.gid, member.uname, member.gname)
+                assert owner == (0, 0, 0, "", "")  # nothing of this machine
+
+
+def test_webdataset_reads_the_same_tokens(written: Dataset, records: list[np.ndarray]) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    samples = list(webdataset.WebDataset([str(path) for path in paths(written)], shardshuffle=False))
+    assert len({sample["__key__"] for sample in samples}) == len(samples)
+    assert b"".join(sample["bin"] for sample in samples) == stream_of(records).tobytes()
+
+
+def test_hugging_face_datasets_reads_the_same_tokens(
+    written: Dataset, records: list[np.ndarray], tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    read = datasets.load_dataset(
+        "webdataset",
+        data_files={"train": [str(path) for path in paths(written)]},
+        split="train",
+        streaming=True,
+        cache_dir=str(tmp_path),
+    )
+    assert b"".join(sample["bin"] for sample in read) == stream_of(records).tobytes()
+
+
+def test_the_same_stream_in_other_pieces_gives_the_same_bytes(
+    written: Dataset, records: list[np.ndarray], tmp_path: Path
+) -> None:
+    again = write_dataset(tmp_path / "again", stream_of(records), pieces=1)
+    for one, other in zip(paths(written), paths(again), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert (again.folder / "dataset.json").read_bytes() == (written.folder / "dataset.json").read_bytes()
+    assert again.fingerprint == written.fingerprint
+
+
+def test_fingerprint_changes_with_one_token_and_with_the_vocabulary(
+    written: Dataset, records: list[np.ndarray], tmp_path: Path
+) -> None:
+    stream = stream_of(records)
+    stream[-2] ^= 1
+    assert write_dataset(tmp_path / "other", stream).fingerprint != written.fingerprint
+
+
+def test_a_stream_that_ends_at_a_block_or_shard_end_leaves_nothing_empty(tmp_path: Path) -> None:
+    for blocks in (1, 2, 3, 6):
+        stream = np.arange(blocks * BLOCK, dtype=np.int64).astype(np.uint8) & 3
+        dataset = write_dataset(tmp_path / str(blocks), stream)
+        assert [len(shard.crc32) for shard in shards(dataset)] == {1: [1], 2: [2], 3: [3], 6: [3, 3]}[blocks]
+        for shard in shards(dataset):
+            ShardReader(dataset, shard).verify_file()
+
+
+# --- damage ---
+
+
+def test_whole_shards_pass_verification(written: Dataset) -> None:
+    for shard in shards(written):
+        ShardReader(written, shard).verify()
+        ShardReader(written, shard).verify_file()
+
+
+def test_no_flipped_bit_is_accepted_and_a_damaged_block_is_named(dataset: Dataset) -> None:
+    rng = np.random.default_rng(2)
+    which = [0, len(shards(dataset)) - 1]
+    places = [(which[i % 2], None) for i in range(200)]
+    # Besides: first and last byte of a header, a payload, the padding of the short block, and the end of the tar.
+    last = shards(dataset)[which[1]]
+    end = block_offset(len(last.crc32) - 1, BLOCK) + last.tokens % BLOCK
+    places += [(0, at) for at in (0, 511, 512, 512 + BLOCK - 1, 512 + BLOCK)]  # type: ignore[misc]
+    places += [(which[1], at) for at in (end - 1, end, last.bytes - 1025, last.bytes - 1024, last.bytes - 1)]  # type: ignore[misc]
+    for index, place in places:
+        shard, path = shards(dataset)[index], paths(dataset)[index]
+        data = bytearray(path.read_bytes())
+        at = int(rng.integers(len(data))) if place is None else place
+        data[at] ^= 1 << int(rng.integers(8))
+        good = path.read_bytes()
+        path.write_bytes(data)
+        with pytest.raises(DataError) as caught:
+            ShardReader(dataset, shard).verify_file()
+        path.write_bytes(good)
+        block, offset = divmod(at, BLOCK + 512)
+        payload = min(BLOCK, shard.tokens - block * BLOCK)
+        expected = f"block {block} " if 512 <= offset < 512 + payload else "tar headers are damaged"
+        assert expected in str(caught.value), (index, at)
+        assert str(path) in str(caught.value)
+    for shard in shards(dataset):
+        ShardReader(dataset, shard).verify_file()
+
+
+def test_two_blocks_that_changed_places_are_refused(dataset: Dataset) -> None:
+    data = bytearray(paths(dataset)[0].read_bytes())
+    first, second = (slice(block_offset(k, BLOCK), block_offset(k, BLOCK) + BLOCK) for k in (0, 1))
+    data[first], data[second] = data[second], data[first]
+    paths(dataset)[0].write_bytes(data)
+    with pytest.raises(DataError, match=r"block 0 \(bytes 512 to 1,024\)"):
+        ShardReader(dataset, shards(dataset)[0]).verify()
+
+
+@pytest.mark.parametrize("change", [-1, -1024, -513, 1, 512])
+def test_a_shard_of_another_size_is_refused_when_opened(dataset: Dataset, change: int) -> None:
+    path = paths(dataset)[1]
+    data = path.read_bytes()
+    path.write_bytes(data[:change] if change < 0 else data + bytes(change))
+    sizes = f"{len(data) + change:,} bytes, dataset.json says {len(data):,}"
+    with pytest.raises(DataError, match=re.escape(f"{path} has {sizes}")):
+        ShardReader(dataset, shards(dataset)[1])
+
+
+def test_a_missing_or_empty_shard_is_refused_when_opened(dataset: Dataset) -> None:
+    paths(dataset)[0].unlink()
+    with pytest.raises(DataError, match=re.escape(f"{paths(dataset)[0]} is missing")):
+        ShardReader(dataset, shards(dataset)[0])
+    paths(dataset)[0].touch()
+    with pytest.raises(DataError, match="has 0 bytes"):
+        ShardReader(dataset, shards(dataset)[0])
+
+
+# --- dataset.json ---
+
+
+def leaves(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in a JSON tree."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if children is None:
+        return [at]
+    return [leaf for key, child in list(children) for leaf in leaves(child, (*at, key))]
+
+
+def edited(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return f"{value}x"
+
+
+def test_every_edit_of_a_value_in_dataset_json_is_refused(dataset: Dataset) -> None:
+    path = dataset.folder / "dataset.json"
+    text = path.read_text()
+    for *above, key in leaves(json.loads(text)):
+        body = json.loads(text)
+        parent = body
+        for step in above:
+            parent = parent[step]
+        parent[key] = edited(parent[key])
+        path.write_text(json.dumps(body))
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            load_dataset(dataset.folder)
+    path.write_text(json.dumps(json.loads(text)))  # another layout is no edit
+    assert load_dataset(dataset.folder) == dataset
+
+
+def test_every_removed_entry_of_dataset_json_is_refused(dataset: Dataset) -> None:
+    path = dataset.folder / "dataset.json"
+    text = path.read_text()
+    for key in json.loads(text):
+        body = json.loads(text)
+        del body[key]
+        path.write_text(json.dumps(body))
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            load_dataset(dataset.folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": "dnascale-dataset"}'])
+def test_a_dataset_json_that_is_none_is_refused(dataset: Dataset, content: bytes) -> None:
+    (dataset.folder / "dataset.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"dataset\.json is"):
+        load_dataset(dataset.folder)
+
+
+def test_a_newer_format_version_says_to_upgrade(dataset: Dataset) -> None:
+    path = dataset.folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2, "something": "new"}))
+    with pytest.raises(DataError, match="format version 2, this dnascale reads up to 1: upgrade dnascale"):
+        load_dataset(dataset.folder)
+
+
+def test_a_folder_that_is_no_data_set_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such data set folder.*dnascale prepare"):
+        load_dataset(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"dataset\.json is missing"):
+        load_dataset(tmp_path)
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(dataset: Dataset) -> None:
+    with pytest.raises(DataError, match="no split 'test'; it has: train"):
+        dataset.split("test")
