@@ -1,15 +1,16 @@
 """Launching on several processes: what is not agreed on is refused, what one rank meets reaches all."""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from jobs import TINY, dnascale, launch, metrics, train_words
 
 from dnascale.data.shards import Dataset
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "localhost:0"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 ROOT = Path(__file__).parents[2]
 
@@ -19,28 +20,22 @@ def accelerate(options: list[str], run: Path, data: Dataset, *overrides: str) ->
     return [*ACCELERATE, *options, "-m", "dnascale.train", *config]
 
 
-def test_torchrun_on_several_processes(human_cds: Dataset, tmp_path: Path) -> None:
-    words = train_words(tmp_path / "run", human_cds, "train.steps=3")
-    outcome = launch([*TORCHRUN, "--rdzv-backend", "c10d", "-m", "dnascale.train", *words[1:]])
+@pytest.mark.parametrize(("file", "engine"), [("accelerate_ddp.yaml", "ddp"), ("accelerate_zero2.yaml", "zero2")])
+def test_accelerate_launch_with_the_files_we_ship(human_cds: Dataset, tmp_path: Path, file: str, engine: str) -> None:
+    options = ["--config_file", str(ROOT / "launch" / file), "--num_processes", "2"]
+    outcome = launch(accelerate(options, tmp_path / "run", human_cds, "train.engine=auto"))
+    assert outcome.code == 0, outcome.output
+    assert f"{engine} · 2 processes" in outcome.output
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+def test_the_multi_gpu_script_runs_from_a_folder_with_spaces(human_cds: Dataset, tmp_path: Path) -> None:
+    words = train_words(tmp_path / "my run", human_cds, "train.steps=3")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    outcome = launch(["bash", str(ROOT / "launch" / "multi_gpu.sh"), "2", *words[1:]], PATH=path)
     assert outcome.code == 0, outcome.output
     assert "ddp · 2 processes" in outcome.output
-    assert len(metrics(tmp_path / "run")) == 3
-
-
-def test_accelerate_launch_on_several_processes(human_cds: Dataset, tmp_path: Path) -> None:
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    outcome = launch(accelerate([*options, "--dynamo_backend", "no"], tmp_path / "run", human_cds))
-    assert outcome.code == 0, outcome.output
-    assert "ddp · 2 processes" in outcome.output
-    assert len(metrics(tmp_path / "run")) == 3
-
-
-def test_accelerate_launch_with_a_deepspeed_configuration(human_cds: Dataset, tmp_path: Path) -> None:
-    options = ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "ds_configs" / "zero2.json")]
-    outcome = launch(accelerate([*options, "--num_processes", "2"], tmp_path / "run", human_cds))
-    assert outcome.code == 0, outcome.output
-    assert "zero2 · 2 processes" in outcome.output
-    assert len(metrics(tmp_path / "run")) == 3
+    assert len(metrics(tmp_path / "my run")) == 3
 
 
 def test_a_launcher_that_quietly_starts_one_process_is_refused(human_cds: Dataset, tmp_path: Path) -> None:
