@@ -23,7 +23,7 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    path: str = Field(description="data set folder made by `dnascale prepare`")
+    path: str = Field(coerce_numbers_to_str=True, description="data set folder made by `dnascale prepare`")
     verify: Literal["checksum", "size"] = Field("checksum", description="how the training shards are checked at start")
     separate_records: bool = Field(True, description="records in one window do not attend to each other")
     allow_short_records: bool = Field(False, description="accept a context longer than every training record")
@@ -115,7 +115,7 @@ class LogConfig(_Section):
 
 
 class RunConfig(_Section):
-    dir: str = Field(description="folder of this run")
+    dir: str = Field(coerce_numbers_to_str=True, description="folder of this run")
     allow_change: bool = Field(False, description="accept a configuration that differs from the one the run began with")
 
 

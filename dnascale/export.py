@@ -1,12 +1,12 @@
 """`dnascale export`: a run's model as a plain Hugging Face folder that needs no dnascale."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dnascale import __version__
-from dnascale.errors import CheckpointError, UsageError
+from dnascale.errors import CheckpointError
+from dnascale.files import whole_folder
 from dnascale.runs import Run
 from dnascale.vocab import CHARACTER
 
@@ -14,19 +14,14 @@ from dnascale.vocab import CHARACTER
 def export(run: Run, out: Path) -> Path:
     """Writes config, safetensors weights (fp32), tokenizer and model card to `out`, then reads them back.
 
-    `out` appears whole or not at all. Raises UsageError when it is not empty or cannot be written, CheckpointError when
-    the model read back differs.
+    `out` appears whole or not at all. Raises UsageError or SpaceError when it cannot be written, CheckpointError when the
+    model read back differs.
     """
     import torch
     from transformers import AutoModelForMaskedLM
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty: choose another folder, or remove it first.")
     model = run.model()
-    work = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with whole_folder(out) as work:
         model.save_pretrained(work)
         CHARACTER.tokenizer(run.config.model.context).save_pretrained(work)
         _clean_config(work / "config.json")
@@ -37,13 +32,6 @@ def export(run: Run, out: Path) -> Path:
             difference = float((again(input_ids=sample).logits - model(input_ids=sample).logits).abs().max())
         if difference != 0.0:
             raise CheckpointError(f"the exported model differs from the trained one (logits by {difference:.2e}).")
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return out
 
 

@@ -6,9 +6,7 @@ its final name only when it is whole, and the same input gives the same bytes.
 """
 
 import hashlib
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +19,8 @@ import numpy as np
 from dnascale import __version__
 from dnascale.data.shards import Dataset, Shard, ShardWriter, Split, load_dataset
 from dnascale.data.sources import ReadReport, Record, group_of, read_fasta, resolve_all
-from dnascale.errors import DataError, SpaceError, UsageError
+from dnascale.errors import DataError, UsageError
+from dnascale.files import whole_folder
 from dnascale.vocab import CHARACTER, SOFT_MASK_BIT, Vocabulary
 
 SPLITS = ("train", "valid", "test")
@@ -95,31 +94,10 @@ def prepare(
     `progress(what, bases)` is called as bases are read or written. Raises DataError (input), UsageError (options,
     `out` not empty) and SpaceError (disk full); in each case nothing is left at `out`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty: choose another --out, or remove it first.")
-    if not out.name:
-        raise UsageError(f"--out {out} has no name of its own: name a folder to make.")
     paths = resolve_all(sources)
-    work = out.with_name(out.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
+    with whole_folder(out) as work:
         dataset = _prepare(paths, work, out, options, vocabulary, progress)
         (work / "dataset.json").write_text(dataset.to_json())
-        _sync(work)
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    except OSError as error:
-        if error.errno in (28, 122, 27):  # ENOSPC, EDQUOT, EFBIG
-            free = shutil.disk_usage(out.parent if out.parent.exists() else Path(".")).free
-            raise SpaceError(
-                f"no space left for {out} ({free:,} bytes free): prepare needs about twice the bases of its input. "
-                "Nothing was kept."
-            ) from error
-        raise UsageError(f"{out} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return load_dataset(out)
 
 
@@ -315,10 +293,3 @@ def _file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read a second time, for its digest: {error.strerror}.") from None
-
-
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dnascale.data.shards import split_records
-from dnascale.data.stream import WindowReader
+from dnascale.data.stream import WindowReader, covering_windows
 from dnascale.evaluate.baselines import Baseline, fit_and_score
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
 from dnascale.runs import Run
@@ -61,7 +61,7 @@ def evaluate(
     )
     model.to(chosen).eval()
     done = 0
-    total = int((reader.shard_tokens // reader.context + (reader.shard_tokens % reader.context > 0)).sum())
+    total = len(covering_windows(reader.shard_tokens, reader.context)[0])
 
     def advance(windows: int) -> None:
         nonlocal done

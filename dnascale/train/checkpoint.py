@@ -8,18 +8,19 @@ Each rank writes, syncs and hashes its file in a temporary folder; when all have
 and renames the folder, which is the commit. Loading verifies every digest first, and the newest valid checkpoint wins.
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnascale import __version__
 from dnascale.errors import CheckpointError, SpaceError
+from dnascale.files import no_space, sync
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from dnascale.train.engines import Engine
 
+T = TypeVar("T")
 FORMAT = "dnascale-checkpoint"
 VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -64,11 +66,11 @@ def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, 
             out.write(json.dumps(manifest, indent=1) + "\n")
             out.flush()
             os.fsync(out.fileno())
-        _sync_folder(work)
+        sync(work)
         if final.exists():  # a damaged one of the same step, which this run did not load
             final.rename(folder / f".{final.name}.replaced-{os.getpid()}")
         work.rename(final)
-        _sync_folder(folder)
+        sync(folder)
         _prune(folder, keep)
 
     from_main(accelerator, lambda: _plainly(begin, work))
@@ -272,14 +274,12 @@ def _prune(folder: Path, keep: int) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _plainly(action: Any, where: Path) -> Any:
+def _plainly(action: Callable[[], T], where: Path) -> T:
     """Runs `action`; turns a full disk or an unwritable folder into a sentence."""
     try:
         return action()
     except Exception as error:
-        number = getattr(error, "errno", None)
-        text = str(error)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+        if no_space(error):
             raise SpaceError(
                 f"no space left for the checkpoint {where.parent}: {shutil.disk_usage(where.parent).free:,} bytes are "
                 "free. Older checkpoints are untouched; free space and run the same command to continue."
@@ -287,11 +287,3 @@ def _plainly(action: Any, where: Path) -> Any:
         if isinstance(error, OSError):
             raise CheckpointError(f"the checkpoint {where} cannot be written: {error.strerror or error}.") from error
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -92,7 +92,7 @@ def test_the_export_has_no_setting_of_this_machine_and_only_ids_of_its_vocabular
     assert {path.name for path in out.iterdir()} == {
         "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial-*"))
 
 
 def test_an_export_over_an_existing_folder_is_refused(run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def prepare(tmp_path: Path, content: bytes, name: str = "in.fa", *options: str) 
     outcome = dnascale("prepare", tmp_path / name, "--out", tmp_path / "out", *options)
     if outcome.code:
         assert not (tmp_path / "out").exists()
-        assert not list(tmp_path.glob("*.partial"))
+        assert not list(tmp_path.glob("*.partial-*"))
         assert "Traceback" not in outcome.output
     return outcome
 

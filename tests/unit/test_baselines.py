@@ -91,17 +91,13 @@ def test_probabilities_equal_those_of_a_dictionary_implementation(left: int, rig
 
 
 @pytest.mark.parametrize(("left", "right", "phase"), [(3, 0, False), (2, 2, False), (2, 2, True)])
-def test_loss_of_every_length_equals_that_of_a_dictionary_implementation(
-    left: int, right: int, phase: bool
-) -> None:
+def test_loss_of_every_length_equals_that_of_a_dictionary_implementation(left: int, right: int, phase: bool) -> None:
     train = random_records(3, count=10, longest=80, symbols=6)
     held_out = random_records(4, count=5, longest=50, symbols=6)
     alphas = [1.0, 4.0, 9.0, 16.0][: left + 1]
     losses = ContextModel(left, right, phase, alphas).fit(train).nats_per_base(held_out)
     for length, loss in enumerate(losses):
-        probability = naive_probability(
-            train, min(left, length), min(right, length), phase, alphas[: length + 1]
-        )
+        probability = naive_probability(train, min(left, length), min(right, length), phase, alphas[: length + 1])
         scored = [
             -math.log(probability(record, at)[base])
             for record in held_out

@@ -386,10 +386,20 @@ def test_an_interrupted_run_leaves_nothing_behind_and_can_be_repeated(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tmp_path / "out", PrepareOptions(), progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["a.fa"]
-    (tmp_path / "out.partial" / "train").mkdir(parents=True)  # what a killed run leaves
-    (tmp_path / "out.partial" / "train.spool").write_bytes(b"old")
     prepare([source], tmp_path / "out", PrepareOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "out"]
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.fa", random_fasta(7))
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, alive = (tmp_path / f".out.partial-{pid}" for pid in (int(ended.stdout), os.getppid()))
+    mine = tmp_path / "out.partial"
+    for folder in (dead, alive, mine):
+        folder.mkdir()
+        (folder / "train.spool").write_bytes(b"old")
+    prepare([source], tmp_path / "out", PrepareOptions())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fa", "out", alive.name, mine.name}
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -410,7 +420,7 @@ def test_a_file_that_cannot_grow_is_a_space_error_without_noise(tmp_path: Path, 
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    refused(SpaceError, "no space left for .*Nothing was kept", run, tmp_path)
+    refused(SpaceError, "no space left to write .*Nothing was kept", run, tmp_path)
     assert reached.count("writing") == (0 if fails == "spool" else count)
     gc.collect()
 

@@ -64,12 +64,7 @@ def bgzf(data: bytes, member_bytes: int = 20) -> bytes:
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         body = packer.compress(piece) + packer.flush()
         head = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00"
-        out += (
-            head
-            + struct.pack("<H", len(body) + 25)
-            + body
-            + struct.pack("<II", zlib.crc32(piece), len(piece))
-        )
+        out += head + struct.pack("<H", len(body) + 25) + body + struct.pack("<II", zlib.crc32(piece), len(piece))
     return out
 
 
@@ -391,9 +386,7 @@ def test_bgzf_reads(fasta: Path) -> None:
     assert as_tuples(read(fasta, packed, 100)[0]) == naive(TEXT)
 
 
-@pytest.mark.parametrize(
-    "cut", [28, 27, 29, 200], ids=["between blocks", "in the end block", "in data", "deep"]
-)
+@pytest.mark.parametrize("cut", [28, 27, 29, 200], ids=["between blocks", "in the end block", "in data", "deep"])
 def test_bgzf_without_its_end_block_is_truncated(fasta: Path, cut: int) -> None:
     assert "lacks BGZF's end-of-file block" in refusal(fasta, bgzf(TEXT, 500)[:-cut])
 
@@ -410,9 +403,7 @@ def test_two_bgzf_files_joined_are_one(fasta: Path) -> None:
 def test_warns_of_zero_bytes_after_gzip(fasta: Path) -> None:
     records, report = read(fasta, gzip.compress(TEXT) + bytes(512))
     assert len(records) == 40
-    assert report.warnings == [
-        f"{fasta} ends with zero bytes after the compressed data; check its size or checksum"
-    ]
+    assert report.warnings == [f"{fasta} ends with zero bytes after the compressed data; check its size or checksum"]
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd on this system")
@@ -431,9 +422,7 @@ def test_reads_from_a_pipe(data: bytes) -> None:
 names = st.text("abcXYZ019_.:|-", min_size=1, max_size=12)
 descriptions = st.text("abc XYZ019>;=[]äµ", max_size=20).map(str.strip)
 sequences = st.text("ACGTNacgtnRYKMSWBDHVUui", max_size=80).map(str.encode)
-entries = st.lists(
-    st.tuples(names, descriptions, sequences), min_size=1, max_size=6, unique_by=lambda e: e[0]
-)
+entries = st.lists(st.tuples(names, descriptions, sequences), min_size=1, max_size=6, unique_by=lambda e: e[0])
 
 
 @settings(max_examples=150, deadline=None)
@@ -469,9 +458,7 @@ def test_round_trip(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    data=st.lists(
-        st.sampled_from([b">", b"a", b"AC", b"\n", b"\r", b" ", b"-", b"\0", b"\xef\xbb\xbf"]), max_size=14
-    )
+    data=st.lists(st.sampled_from([b">", b"a", b"AC", b"\n", b"\r", b" ", b"-", b"\0", b"\xef\xbb\xbf"]), max_size=14)
 )
 def test_any_bytes_give_the_same_result_at_any_block_size(
     tmp_path_factory: pytest.TempPathFactory, data: list[bytes]
@@ -606,9 +593,7 @@ def test_builtin_human_cds() -> None:
     assert {rule for _, rule in groups} == {"ensembl-gene"}
     assert len(groups) == BUILTIN_GENES
     assert not {group for group, _ in groups} & {"ENSG00000149295", "ENSG00000012048", "ENSG00000139618"}
-    assert not [
-        record.name for record in records if re.search(r"gene_symbol:(DRD2|BRCA[12])\b", record.description)
-    ]
+    assert not [record.name for record in records if re.search(r"gene_symbol:(DRD2|BRCA[12])\b", record.description)]
     assert all(re.search(r"source=(iCodon|CaLM)", record.description) for record in records)
     notice = (path.parent / "NOTICE.md").read_text(encoding="utf-8")
     for said in (

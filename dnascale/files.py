@@ -1,0 +1,80 @@
+"""Folders that appear whole or not at all, and what to say when the disk does not take them."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dnascale.errors import SpaceError, UsageError
+
+_STAGING = ".partial-"
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; it becomes `out` when the block ends, and goes when the block fails.
+
+    Everything is on disk before the one rename. Raises UsageError when `out` exists and is not empty or cannot be written,
+    SpaceError when the disk is full or a file may not grow that large.
+    """
+    if not out.name or out.name == "..":
+        raise UsageError(f"{out} has no name of its own: name a folder to make.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty: choose another folder, or remove it first.")
+    work = out.with_name(f".{out.name}{_STAGING}{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
+        work.mkdir()
+        yield work
+        for folder, _, files in os.walk(work):
+            for file in files:
+                sync(Path(folder, file))
+            sync(Path(folder))
+        work.replace(out)
+        sync(out.parent)
+    except OSError as error:
+        raise explained(error, out) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def explained(error: OSError, path: Path) -> SpaceError | UsageError:
+    """What an OSError while writing `path` means to a user."""
+    if no_space(error):
+        near = next(folder for folder in (path, *path.parents) if folder.exists())
+        limit = " and a file-size limit may be set (ulimit -f)" if error.errno == errno.EFBIG else ""
+        free = shutil.disk_usage(near).free
+        return SpaceError(
+            f"no space left to write {path}: {free:,} bytes are free{limit}. Nothing was kept of it; free space and run "
+            "the same command again."
+        )
+    return UsageError(f"{path} cannot be written: {error.strerror or error}.")
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether an error says that the disk is full; safetensors reports it in words alone."""
+    number = getattr(error, "errno", None)
+    text = str(error)
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text
+
+
+def sync(path: Path) -> None:
+    """Makes a file or folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Removes staging folders for `out` whose process was killed."""
+    import psutil
+
+    for left in out.parent.glob(f".{out.name}{_STAGING}*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
