@@ -438,7 +438,7 @@ def test_a_full_disk_gives_exit_code_5_one_sentence_and_an_empty_folder(tmp_path
     if done.returncode == 99 or "unshare:" in done.stderr:
         pytest.skip("may not mount here")
     assert done.stdout == "5\n"
-    assert re.fullmatch(r"dnascale: error: no space left for \S+ \([\d,]+ bytes free\): [^\n]+\n", done.stderr)
+    assert re.fullmatch(r"dnascale: error: no space left to write \S+: [\d,]+ bytes are free\. [^\n]+\n", done.stderr)
 
 
 def test_a_prepared_folder_loads_verifies_and_may_be_moved(tmp_path: Path) -> None:
