@@ -19,7 +19,9 @@ def export(run: Run, out: Path) -> Path:
     """
     import torch
     from transformers import AutoModelForMaskedLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one file, read in milliseconds
     model = run.model()
     with whole_folder(out) as work:
         model.save_pretrained(work)

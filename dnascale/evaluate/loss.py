@@ -64,7 +64,7 @@ def held_out_loss(
     mine = np.minimum(mine, len(windows) - 1)
 
     # By true base: summed nats, correct predictions, count.
-    sums = torch.zeros(3, PREDICTED_BASES, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, PREDICTED_BASES, dtype=torch.float64)
     for begin in range(0, share, batch_windows):
         rows = mine[begin : begin + batch_windows]
         batch = reader.read(windows.take(rows))
@@ -78,14 +78,14 @@ def held_out_loss(
             with torch.no_grad():
                 predicted = logits(input_ids).float()
             scored = hidden & counted
-            labels = truth[scored]
-            of_scored = predicted[scored]
+            labels = truth[scored].cpu()
+            of_scored = predicted[scored].cpu()  # float64 sums are kept on the host: MPS has none
             nats = functional.cross_entropy(of_scored, labels, reduction="none").double()
             correct = (of_scored[:, :PREDICTED_BASES].argmax(dim=1) == labels).double()
             for row, values in enumerate((nats, correct, torch.ones_like(nats))):
                 sums[row].index_add_(0, labels, values)
         progress(len(rows))
-    nats, correct, count = reduce(sums).cpu()
+    nats, correct, count = reduce(sums)
     if not count.sum():
         raise DataError("the split has no A, C, G or T to predict.")
     return HeldOutLoss(

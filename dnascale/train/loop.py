@@ -1,12 +1,12 @@
 """Training, told in order: join, open the data, build, resume, say what will happen, step, save."""
 
 import json
-import math
 import os
+import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,10 +16,11 @@ from dnascale.data.order import Epoch
 from dnascale.data.shards import Dataset, load_dataset
 from dnascale.data.stream import Batch, TrainStream, WindowReader
 from dnascale.errors import CheckpointError, DataError, NumericsError, UsageError
+from dnascale.files import explained
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, deepspeed_config
-from dnascale.train.metrics import MetricsFile, Wandb, environment
+from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb, environment
 from dnascale.train.optim import build_optimizer, learning_rate
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
@@ -62,8 +63,38 @@ def divide_batch(config: Config, world: int) -> Batching:
     return Batching(windows, micro, windows // (world * micro), world)
 
 
+@dataclass
+class Job:
+    """A run that is ready to take steps."""
+
+    config: Config
+    run: Path
+    accelerator: "Accelerator"
+    batching: Batching
+    dataset: Dataset
+    valid: WindowReader | None
+    engine: Engine
+    identity: checkpoint.Identity
+    state: TrainState
+    stream: TrainStream
+    screen: Screen
+    resumed: bool
+
+
 def train(config: Config) -> Path:
     """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes."""
+    job = _assemble(config)
+    from_main(job.accelerator, lambda: _write_run_files(job))
+    recorder = together(job.accelerator, lambda: _open_recorder(job))
+    _announce(job)
+    valid_loss = _take_steps(job, recorder)
+    recorder.close()
+    job.accelerator.wait_for_everyone()
+    job.screen.done(job.state, valid_loss)
+    return job.run
+
+
+def _assemble(config: Config) -> Job:
     from dnascale.model.modernbert import MaskedLanguageModel, build
 
     # Join the other processes.
@@ -74,27 +105,23 @@ def train(config: Config) -> Path:
     run = Path(config.run.dir)
     screen = Screen(accelerator.is_main_process)
 
-    # Open the data, checked once for all.
+    # Open the data; rank 0 checks the shards for all.
     dataset = together(accelerator, lambda: load_dataset(Path(config.data.path)))
     reader = together(accelerator, lambda: _open_training_data(config, dataset))
-    from_main(accelerator, lambda: _verify(config, reader, screen))
     valid = together(accelerator, lambda: _open_valid(config, dataset))
+    from_main(accelerator, lambda: _verify(config, reader, screen))
 
-    # Build the model; decide how many steps.
+    # Build the model; settle how many steps.
     hf = build(config.model, dataset.vocabulary, config.train.seed)
+    autocast = torch.bfloat16 if config.train.precision == "bf16" and deepspeed is None else None
     masking = Masking(dataset.vocabulary, **config.masking.model_dump())
-    bf16 = config.train.precision == "bf16"
-    module = MaskedLanguageModel(
-        hf, masking, config.data.separate_records, autocast=torch.bfloat16 if bf16 and deepspeed is None else None
-    )
+    module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast).to(accelerator.device)
     config = from_main(accelerator, lambda: _settle_config(run, config))
     config = _with_steps(accelerator, config, batching, reader, module, screen)
     assert config.train.steps is not None
 
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
-    module.to(accelerator.device)
-    optimizer = build_optimizer(module, config.optimizer)
-    engine = build_engine(accelerator, module, optimizer, config, batching.accumulation)
+    engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     identity = checkpoint.Identity(
         model={key: getattr(hf.config, key) for key in _MODEL_KEYS},
         vocabulary=dataset.vocabulary.digest,
@@ -107,109 +134,72 @@ def train(config: Config) -> Path:
     if saved is not None:
         together(accelerator, lambda: saved.require(identity, engine.shapes))
         checkpoint.load(saved, engine)
-        state = saved.state
-        state.total_steps = config.train.steps
+        state = replace(saved.state, total_steps=config.train.steps)
     stream = TrainStream(
         reader, config.train.seed, batching.global_windows, batching.accumulation,
         accelerator.process_index, world, state.epoch, state.position,
     )  # fmt: skip
+    return Job(
+        config, run, accelerator, batching, dataset, valid, engine, identity, state, stream, screen,
+        resumed=saved is not None,
+    )  # fmt: skip
 
-    # Say what will happen, before it does.
-    from_main(accelerator, lambda: _write_run_files(run, config, dataset))
-    screen.header(config, engine, batching, dataset, stream, state, resumed=saved is not None)
-    metrics = wandb = None
-    if accelerator.is_main_process:
-        metrics = MetricsFile(run / "metrics.jsonl", state.step)
-    wandb = from_main_only(accelerator, lambda: Wandb(config, run, {"data_fingerprint": dataset.fingerprint}))
 
-    # Step.
-    check = GradientReductionCheck(engine) if world > 1 else None
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # loss sums since the last log
-    digest = 0
-    waited = elapsed = 0.0
-    logged_at = state.step
-    started = time.monotonic()
+def _take_steps(job: Job, recorder: Recorder) -> float | None:
+    """Steps to the end, with what is due after each. Returns the last validation loss."""
+    config, state = job.config, job.state
+    meter = Meter(job.accelerator.device)
+    check = GradientReductionCheck(job.engine) if job.batching.world > 1 else None
     valid_loss: float | None = None
-    with screen.progress(state):
+    with job.screen.progress(state):
         while state.step < state.total_steps:
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
-            micro_batches = stream.next_step()
-            for micro in range(batching.accumulation):
-                waiting = time.monotonic()
-                batch = next(micro_batches)
-                tokens, keys = _to_device(batch, accelerator.device)
-                waited += time.monotonic() - waiting
-                digest += batch.windows.digest()
-                sums += engine.backward(tokens, keys, last=micro == batching.accumulation - 1)
-            if check is not None:
-                _require_distinct(accelerator, digest)
-                check.finish()
-                check = None
-            try:
-                gradient_norm = engine.step(rate)
-            except NumericsError as error:
-                raise NumericsError(
-                    f"step {state.step + 1} (learning rate {rate:.2e}): {error}. The weights of step {state.step} are "
-                    "not saved; the last checkpoint is untouched. A lower optimizer.learning_rate usually helps."
-                ) from None
-            state.step += 1
-            state.tokens += config.train.global_batch_tokens
-            state.epoch, state.position = stream.epoch, stream.position
+            gradient_norm = _step(job, meter, rate, check)
+            check = None
             last = state.step == state.total_steps
-
-            if state.step % config.log.every == 0 or last:
-                elapsed = time.monotonic() - started
-                state.seconds += elapsed
-                (nats, weight, masked_nats, masked_weight), digest = _sum_over_ranks(accelerator, sums, digest)
-                steps = state.step - logged_at
-                line: dict[str, Any] = {
-                    "step": state.step,
-                    "tokens": state.tokens,
-                    "epoch": state.epoch,
-                    "position": state.position,
-                    "loss": nats / max(weight, 1.0),
-                    "masked_loss": masked_nats / max(masked_weight, 1.0),
-                    "learning_rate": rate,
-                    "gradient_norm": gradient_norm,
-                    "windows_digest": digest,
-                    "tokens_per_second": steps * config.train.global_batch_tokens / elapsed,
-                    "data_wait": waited / elapsed,
-                    "seconds": state.seconds,
-                }
-                if not math.isfinite(line["loss"]):
-                    raise NumericsError(
-                        f"step {state.step}: the loss is {line['loss']}; the last checkpoint is untouched."
+            save = last or state.step % config.checkpoint.every == 0
+            # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
+            if save or state.step % config.log.every == 0:
+                line = meter.line(job.accelerator, state, config, rate, gradient_norm)
+                recorder.write("train", **line)
+                job.screen.step(state, line, valid_loss)
+            with meter.paused():
+                if job.valid is not None and (last or state.step % config.evaluation.every == 0):
+                    valid_loss = _validate(job)
+                    recorder.write("valid", step=state.step, valid_loss=valid_loss)
+                    job.screen.valid(state, valid_loss)
+                if save:
+                    path = checkpoint.save(
+                        job.run / "checkpoints", job.engine, state, job.identity, config.checkpoint.keep
                     )
-                if metrics is not None:
-                    metrics.write(kind="train", **line)
-                    wandb.log(**line)
-                screen.step(state, line, valid_loss)
-                sums.zero_()
-                digest, waited, logged_at = 0, 0.0, state.step
-                started = time.monotonic()
-
-            pause = time.monotonic()
-            if valid is not None and (state.step % config.evaluation.every == 0 or last):
-                valid_loss = _validate(engine, valid, config, dataset, batching)
-                if metrics is not None:
-                    metrics.write(kind="valid", step=state.step, valid_loss=valid_loss)
-                    wandb.log(step=state.step, valid_loss=valid_loss)
-                screen.valid(state, valid_loss)
-            if state.step % config.checkpoint.every == 0 or last:
-                path = checkpoint.save(run / "checkpoints", engine, state, identity, config.checkpoint.keep)
-                screen.note(f"committed {path}")
-            started += time.monotonic() - pause  # the step's speed is not charged for these
-
-    if wandb is not None:
-        wandb.finish()
-    accelerator.wait_for_everyone()
-    screen.done(run, state, valid_loss)
-    return run
+                    job.screen.note(f"committed {path}")
+    return valid_loss
 
 
-def from_main_only(accelerator: "Accelerator", make: Any) -> Any:
-    """`make()` on rank 0, None elsewhere; an error reaches all."""
-    return together(accelerator, lambda: make() if accelerator.is_main_process else None)
+def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> float:
+    """One optimizer step; moves the state on. Returns the gradient norm. Raises NumericsError if it is not finite."""
+    micro_batches = job.stream.next_step()
+    for micro in range(job.batching.accumulation):
+        with meter.waiting():
+            batch = next(micro_batches)
+            tokens, keys = _to_device(batch, job.accelerator.device)
+        meter.add(batch.windows, job.engine.backward(tokens, keys, last=micro == job.batching.accumulation - 1))
+    if check is not None:
+        _require_distinct(job.accelerator, meter.digest)
+        check.finish()
+    state = job.state
+    try:
+        gradient_norm = job.engine.step(rate)
+    except NumericsError as error:
+        raise NumericsError(
+            f"step {state.step + 1} (learning rate {rate:.2e}): {error}. The last checkpoint is untouched. A lower "
+            "optimizer.learning_rate usually helps."
+        ) from None
+    state.step += 1
+    state.tokens += job.config.train.global_batch_tokens
+    state.epoch, state.position = job.stream.epoch, job.stream.position
+    meter.steps += 1
+    return gradient_norm
 
 
 def _open_training_data(config: Config, dataset: Dataset) -> WindowReader:
@@ -297,10 +287,9 @@ def _time_step(
     module: "MaskedLanguageModel",
 ) -> float:
     """Seconds of one optimizer step of the bare model here; the slowest rank counts. Weights stay as they are."""
-    module.to(accelerator.device)
     stream = TrainStream(reader, config.train.seed, batching.micro_windows, 1, 0, 1)
     timings = []
-    for _ in range(6):
+    for _ in range(16):
         begin = time.monotonic()
         for batch in stream.next_step():
             loss, _ = module(*_to_device(batch, accelerator.device))
@@ -308,9 +297,9 @@ def _time_step(
             float(loss)  # waits for the device
         timings.append((time.monotonic() - begin) * batching.accumulation)
     module.zero_grad(set_to_none=True)
-    seconds = torch.tensor([sorted(timings[1:])[2]], device=accelerator.device)
-    # The update and the logging add a few per cent to forward and backward.
-    return 1.05 * float(accelerator.gather(seconds).max())
+    # The first steps allocate and choose kernels. The update adds a few per cent to forward and backward.
+    seconds = torch.tensor([1.05 * statistics.median(timings[6:])], device=accelerator.device)
+    return float(accelerator.gather(seconds).max())
 
 
 def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
@@ -322,14 +311,28 @@ def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]
     return saved, rejected
 
 
-def _write_run_files(run: Path, config: Config, dataset: Dataset) -> None:
+def _write_run_files(job: Job) -> None:
     try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(to_yaml(config))
-        described = environment() | {"data": str(dataset.folder), "data_fingerprint": dataset.fingerprint}
-        (run / "environment.json").write_text(json.dumps(described, indent=1) + "\n")
+        (job.run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (job.run / "config.yaml").write_text(to_yaml(job.config))
+        described = environment() | {"data": str(job.dataset.folder), "data_fingerprint": job.dataset.fingerprint}
+        (job.run / "environment.json").write_text(json.dumps(described, indent=1) + "\n")
     except OSError as error:
-        raise UsageError(f"run.dir={run} cannot be written: {error.strerror or error}.") from None
+        raise explained(error, job.run) from error
+
+
+def _open_recorder(job: Job) -> Recorder:
+    if not job.accelerator.is_main_process:
+        return Recorder()
+    wandb = Wandb(job.config, job.run, {"data_fingerprint": job.dataset.fingerprint})
+    return Recorder(MetricsFile(job.run / "metrics.jsonl", job.state.step), wandb)
+
+
+def _announce(job: Job) -> None:
+    """Says what will happen, before it does: device, dtype, attention and engine first, then every derived number."""
+    job.screen.header(job.config, job.engine, job.batching, job.dataset, job.stream, job.state)
+    if job.resumed:
+        job.screen.print(f"resumed  from the checkpoint of step {job.state.step:,}")
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,12 +342,6 @@ def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.
     return tokens.to(device, non_blocking=True), keys.to(device, non_blocking=True)
 
 
-def _sum_over_ranks(accelerator: "Accelerator", sums: torch.Tensor, digest: int) -> tuple[list[float], int]:
-    total = accelerator.reduce(sums.clone(), reduction="sum").tolist()
-    seen = accelerator.reduce(torch.tensor([digest], device=accelerator.device), reduction="sum")
-    return total, int(seen)
-
-
 def _require_distinct(accelerator: "Accelerator", digest: int) -> None:
     """Raises DataError when two ranks trained on the same windows in the first step."""
     seen = accelerator.gather(torch.tensor([digest], device=accelerator.device)).tolist()
@@ -352,16 +349,21 @@ def _require_distinct(accelerator: "Accelerator", digest: int) -> None:
         raise DataError("two processes read the same windows: the data are not divided over the ranks.")
 
 
-def _validate(engine: Engine, reader: WindowReader, config: Config, dataset: Dataset, batching: Batching) -> float:
+def _validate(job: Job) -> float:
+    """Loss in nats per base over a fixed share of the valid split. Collective."""
     from dnascale.evaluate.loss import held_out_loss
 
-    accelerator = engine.accelerator
-    engine.module.eval()
+    accelerator, world = job.accelerator, job.batching.world
+    assert job.valid is not None
+
+    def over_ranks(sums: torch.Tensor) -> torch.Tensor:
+        return accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu() if world > 1 else sums
+
+    job.engine.module.eval()
     result = held_out_loss(
-        engine.forward, reader, dataset.vocabulary, accelerator.device, batching.micro_windows,
-        max_windows=config.evaluation.windows, passes=1,
-        rank=accelerator.process_index, world=batching.world,
-        reduce=lambda sums: accelerator.reduce(sums, reduction="sum"),
+        job.engine.forward, job.valid, job.dataset.vocabulary, accelerator.device, job.batching.micro_windows,
+        max_windows=job.config.evaluation.windows, passes=1,
+        rank=accelerator.process_index, world=world, reduce=over_ranks,
     )  # fmt: skip
-    engine.module.train()
+    job.engine.module.train()
     return result.nats_per_base

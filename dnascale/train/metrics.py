@@ -7,12 +7,21 @@ import platform
 import secrets
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dnascale.config import Config
-from dnascale.errors import UsageError
+from dnascale.data.order import Windows
+from dnascale.errors import NumericsError, UsageError
+from dnascale.train.state import TrainState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LN4 = math.log(4)
 
@@ -86,11 +95,89 @@ class Wandb:
                 self._run.finish()
 
 
+class Recorder:
+    """Writes lines to metrics.jsonl and wandb; on ranks other than 0, to nothing."""
+
+    def __init__(self, file: MetricsFile | None = None, wandb: Wandb | None = None) -> None:
+        self._file, self._wandb = file, wandb
+
+    def write(self, kind: str, **values: Any) -> None:
+        if self._file is not None:
+            self._file.write(kind=kind, **values)
+        if self._wandb is not None:
+            self._wandb.log(**values)
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class Meter:
+    """What has happened since the last line of metrics.jsonl: loss sums on the device, windows, waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        # Values from backward are float32; their sums over steps are not, where the device can.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(4, dtype=dtype, device=device)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums.zero_()
+        self.digest = 0
+        self.steps = 0
+        self._waited = 0.0
+        self._started = time.monotonic()
+
+    def add(self, windows: Windows, sums: torch.Tensor) -> None:
+        self.digest += windows.digest()
+        self._sums += sums
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in the block counts as waiting for data."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in the block (evaluation, checkpoints) is not counted."""
+        begin = time.monotonic()
+        yield
+        self._started += time.monotonic() - begin
+
+    def line(
+        self, accelerator: "Accelerator", state: TrainState, config: Config, rate: float, gradient_norm: float
+    ) -> dict[str, Any]:
+        """The line to write, summed over ranks; begins anew. Collective. Raises NumericsError for a loss that is not finite."""
+        nats, weight, masked_nats, masked_weight = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
+        digest = accelerator.reduce(torch.tensor([self.digest], device=accelerator.device), reduction="sum")
+        elapsed = time.monotonic() - self._started
+        state.seconds += elapsed
+        loss = nats / max(weight, 1.0)
+        if not math.isfinite(loss):
+            raise NumericsError(f"step {state.step}: the loss is {loss}. The last checkpoint is untouched.")
+        line = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "epoch": state.epoch,
+            "position": state.position,
+            "loss": loss,
+            "masked_loss": masked_nats / max(masked_weight, 1.0),
+            "learning_rate": rate,
+            "gradient_norm": gradient_norm,
+            "windows_digest": int(digest),
+            "tokens_per_second": self.steps * config.train.global_batch_tokens / elapsed,
+            "data_wait": self._waited / elapsed,
+            "seconds": state.seconds,
+        }
+        self._reset()
+        return line
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and code that a run was made with."""
     from importlib.metadata import PackageNotFoundError, version
-
-    import torch
 
     versions = {}
     for package in ("dnascale", "torch", "transformers", "accelerate", "deepspeed", "numpy", "safetensors"):

@@ -10,8 +10,6 @@ from dnascale.train.metrics import LN4
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dnascale.config import Config
     from dnascale.data.shards import Dataset
     from dnascale.data.stream import TrainStream
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from dnascale.train.loop import Batching
 
 T = TypeVar("T")
+_LINES = 25  # of progress in a log file; a terminal has the bar
 
 
 class Screen:
@@ -29,6 +28,7 @@ class Screen:
 
         self.console = Console(highlight=False, quiet=not main, soft_wrap=True)
         self._bar: Any = None
+        self._printed = -1
         self._task: Any = None
 
     def header(
@@ -39,7 +39,6 @@ class Screen:
         dataset: "Dataset",
         stream: "TrainStream",
         state: TrainState,
-        resumed: bool,
     ) -> None:
         """First line: device, dtype, attention, engine. Then every derived number."""
         from dnascale.data.order import Epoch
@@ -70,8 +69,6 @@ class Screen:
             f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs "
             f"-> {config.run.dir}"
         )
-        if resumed:
-            self.console.print(f"resumed  from the checkpoint of step {state.step:,}")
 
     @contextlib.contextmanager
     def progress(self, state: TrainState) -> Iterator[None]:
@@ -96,11 +93,15 @@ class Screen:
             numbers += f"  valid {valid_loss:.4f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=state.step, numbers=numbers)
-        else:
+        elif state.step * _LINES // state.total_steps > self._printed or state.step == state.total_steps:
+            self._printed = state.step * _LINES // state.total_steps
             self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  {numbers}")
 
     def valid(self, state: TrainState, loss: float) -> None:
         self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  valid loss {loss:.4f} nats per base")
+
+    def print(self, text: str) -> None:
+        self.console.print(text)
 
     def note(self, text: str) -> None:
         self.console.print(f"[dim]{text}[/dim]")
@@ -113,7 +114,7 @@ class Screen:
 
         yield from track(items, what, console=self.console, transient=True, disable=not self.console.is_terminal)
 
-    def done(self, run: "Path", state: TrainState, valid_loss: float | None) -> None:
+    def done(self, state: TrainState, valid_loss: float | None) -> None:
         shown = f", valid loss {valid_loss:.4f} nats per base" if valid_loss is not None else ""
         self.console.print(
             f"done     {state.step:,} steps, {state.tokens:,} tokens in {state.seconds / 60:.1f} min of training{shown}"

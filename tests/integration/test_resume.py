@@ -32,6 +32,14 @@ def test_a_run_killed_with_sigkill_continues_bit_for_bit(
     assert numbers(metrics(run)) == numbers(whole)
 
 
+@pytest.mark.faults
+def test_numbers_summed_over_several_steps_are_not_lost_at_a_checkpoint(human_cds: Dataset, tmp_path: Path) -> None:
+    length = (*LENGTH, "log.every=4")
+    whole = train(tmp_path / "whole", human_cds, *length)
+    train_until_killed(tmp_path / "killed", human_cds, *length, step=8)
+    assert numbers(train(tmp_path / "killed", human_cds, *length)) == numbers(whole)
+
+
 @pytest.fixture(scope="module")
 def short_run(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("short") / "run"
