@@ -125,7 +125,7 @@ def test_a_changed_configuration_is_refused_and_shown(short_run: Path, human_cds
     shutil.copytree(short_run, run)
     outcome = again(run, human_cds, "optimizer.learning_rate=0.5")
     assert outcome.code == 2
-    assert "optimizer.learning_rate: 0.003 -> 0.5" in outcome.error
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in outcome.error
     assert again(run, human_cds, "optimizer.learning_rate=0.5", "run.allow_change=true").code == 0
 
 
