@@ -1,4 +1,4 @@
-# make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes)
+# make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes with the installation)
 # make test   the test suite
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -9,10 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:
 	@sed -n 's/^# //p' Makefile
 
-# The venv remembers its absolute path, so that a moved or copied folder gets a new one.
+# A venv holds absolute paths: a moved or copied folder gets a new one.
+ifneq ($(shell test "$$(cat .venv/folder 2>/dev/null)" = "$$PWD" && echo here),here)
+.PHONY: $(BIN)/python
+endif
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("dnascale needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
+	rm -rf .venv && $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@pwd > .venv/folder
 
 .venv/base: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --editable .

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,16 @@ ckpt_app = typer.Typer(help="Look into checkpoints and check them.", no_args_is_
 app.add_typer(data_app, name="data")
 app.add_typer(ckpt_app, name="ckpt")
 
+
+class Device(StrEnum):
+    """Where a model is evaluated."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Data set folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
@@ -40,32 +51,37 @@ def main(args: list[str] | None = None) -> None:
     debug = "--debug" in args
     args = [word for word in args if word != "--debug"]
     try:
-        app(args=args, prog_name="dnascale", standalone_mode=False)
-    except typer.Exit as stop:
-        code = stop.exit_code
+        code = app(args=args, prog_name="dnascale", standalone_mode=False) or 0
     except DnascaleError as error:
-        code = _report(str(error), error.exit_code, debug)
+        code = _report(str(error), error.exit_code, debug, error.shared)
     except (KeyboardInterrupt, typer.Abort):
         code = _report("interrupted; run the same command to continue.", 128 + signal.SIGINT, debug)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
-            code = _report(error.format_message(), UsageError.exit_code, debug)
+            code = UsageError.exit_code
+            if sentence := error.format_message():
+                _report(sentence, code, debug)
         else:
             hint = "" if debug else " This is a bug in dnascale or its surroundings; --debug shows where."
             code = _report(f"{type(error).__name__}: {error}{hint}", 1, debug)
-    else:
-        code = 0
     sys.stdout.flush()
+    sys.stderr.flush()
+    if "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of gloo and DeepSpeed that still run abort the interpreter's own shutdown now and then.
+        os._exit(code)
     sys.exit(code)
 
 
-def _report(sentence: str, code: int, debug: bool) -> int:
+def _report(sentence: str, code: int, debug: bool, shared: bool = False) -> int:
+    """Prints one sentence: on rank 0 what all ranks met, on any rank what it met alone."""
     if debug:
         import traceback
 
         traceback.print_exc()
-    if os.environ.get("RANK", "0") == "0" or sentence.startswith("rank "):
-        print(f"dnascale: error: {sentence}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not shared:
+        where = f"rank {rank}: " if rank != "0" else ""
+        print(f"dnascale: error: {where}{sentence}", file=sys.stderr, flush=True)
     return code
 
 
@@ -166,7 +182,8 @@ def train(
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "valid",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved since training.")] = None,
     as_json: Json = False,
 ) -> None:
     """Held-out loss of a run, beside baselines fitted on the same training data."""
@@ -177,9 +194,12 @@ def evaluate(
 
     console = _console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
+        task = bar.add_task("", total=None)
         result = score(
-            Run.open(run), split, device, lambda _what, done, total: bar.update(task, completed=done, total=total)
+            Run.open(run, data),
+            split,
+            device.value,
+            lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
@@ -242,9 +262,18 @@ def ckpt_verify(run: RunFolder) -> None:
     found = committed(run / "checkpoints")
     if not found:
         raise CheckpointError(f"{run} has no checkpoints.")
+    damaged = []
     for path in found:
-        Checkpoint(path).verify()
-        print(f"{path}: all digests right")
+        try:
+            Checkpoint(path).verify()
+            print(f"{path}: all digests right")
+        except CheckpointError as error:
+            damaged.append(str(error))
+            print(f"{path}: {error}")
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(found)} checkpoints are damaged; training uses the newest whole one."
+        )
 
 
 def _console(stderr: bool = False) -> Any:
@@ -281,6 +310,11 @@ def _show_dataset(dataset: "Dataset", as_json: bool) -> None:
     console.print(f"read     {cleaning['records_in']:,} records, {cleaning['bases_in']:,} bases")
     for reason, lost in cleaning["dropped"].items():
         console.print(f"dropped  {lost['records']:,} records, {lost['bases']:,} bases: {reason}")
+    if uracils := sum(split.composition.get("U", 0) for split in dataset.splits.values()):
+        console.print(
+            f"[yellow]warning[/yellow]  {uracils:,} bases are U: this is RNA, and U is never predicted. Write T for U to "
+            "train on all four bases."
+        )
     rules = ", ".join(f"{count:,} by {rule}" for rule, count in dataset.groups.items())
     console.print(f"groups   {rules}")
     for source in dataset.sources:

@@ -92,7 +92,7 @@ class TrainConfig(_Section):
     global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
     micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
     precision: Literal["bf16", "fp32"] = "bf16"
-    engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3, zero3_offload or a DeepSpeed JSON file")
+    engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3 or a DeepSpeed JSON file")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
     seed: int = Field(0, ge=0, lt=2**63)

@@ -8,6 +8,8 @@ class DnascaleError(Exception):
     """Base class. The message is one or two plain sentences: what, where, why it matters, what to do."""
 
     exit_code = 1
+    #: Set when every process of the job raises the same error, so that one of them says it.
+    shared = False
 
 
 class UsageError(DnascaleError):

@@ -3,9 +3,11 @@
 import errno
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from dnascale.errors import SpaceError, UsageError
 
@@ -39,6 +41,35 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise explained(error, out) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def hold(folder: Path) -> TextIO:
+    """Claims `folder` for this process until the returned file is closed or the process ends, however it ends.
+
+    Raises UsageError when another process holds it. Some network file systems do not pass locks between hosts.
+    """
+    import fcntl
+
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UsageError(
+            f"{folder} is being written by another run ({file.read().strip()}): wait for it, or stop it."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file that is seen either as it was or whole."""
+    work = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
+    work.write_text(text)
+    sync(work)
+    work.replace(path)
 
 
 def explained(error: OSError, path: Path) -> SpaceError | UsageError:

@@ -20,20 +20,22 @@ class Run:
     folder: Path
     config: Config
     checkpoint: Checkpoint
+    data: Path
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
-        """Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint."""
+    def open(cls, folder: Path, data: Path | None = None) -> "Run":
+        """`data` is where the data set is now, if it has moved since training. Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint."""
         import yaml
 
         path = folder / "config.yaml"
         if not path.is_file():
             raise UsageError(f"{folder} is no run folder: it has no config.yaml (dnascale train makes one).")
-        return cls(folder, parse(yaml.safe_load(path.read_text()), str(path)), require_newest(folder))
+        config = parse(yaml.safe_load(path.read_text()), str(path))
+        return cls(folder, config, require_newest(folder), data or Path(config.data.path))
 
     def dataset(self) -> Dataset:
         """The data set it was trained on. Raises DataError, or CheckpointError when other data are there now."""
-        dataset = load_dataset(Path(self.config.data.path))
+        dataset = load_dataset(self.data)
         if dataset.fingerprint != self.checkpoint.identity.data:
             raise CheckpointError(
                 f"{dataset.folder} is not the data set that {self.folder} was trained on (another fingerprint)."

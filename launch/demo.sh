@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The main job, end to end, on this machine: real human coding sequences to a trained, evaluated, exported model.
-# Needs: any CPU. Takes: about three minutes of training and one of everything else. Makes: the folder demo/.
+# Needs: any CPU. Takes: three minutes of training and one of everything else. Makes: demo/data, demo/run, demo/model.
 set -euo pipefail
 MINUTES=${MINUTES:-3}
 
-rm -rf demo
+rm -rf demo/data demo/run demo/model
 echo "== 1. sequences to shards"
 dnascale prepare builtin:human-cds --out demo/data
 
@@ -26,5 +26,5 @@ model   demo/model    AutoModelForMaskedLM.from_pretrained("demo/model")
 Try next:
   .venv/bin/dnascale train nano data.path=demo/data run.dir=demo/longer train.minutes=20
   .venv/bin/dnascale train book data.path=demo/data run.dir=demo/book
-  .venv/bin/torchrun --nproc-per-node 2 -m dnascale.train nano data.path=demo/data run.dir=demo/two train.minutes=3
+  .venv/bin/torchrun --nproc-per-node 2 -m dnascale.train nano data.path=demo/data run.dir=demo/two train.minutes=3 train.device=cpu
 END

@@ -73,8 +73,8 @@ class Windows:
         return Windows(self.epoch[which], self.shard[which], self.start[which], self.key[which])
 
     def digest(self) -> int:
-        """40-bit sum of the windows' identities: equal for the same set of windows, however it is dealt out."""
-        return int((hash64(self.key) >> np.uint64(40)).sum()) & ((1 << 40) - 1)
+        """Sum of a 24-bit hash of each window's key: equal for the same set of windows, however it is dealt out."""
+        return int((hash64(self.key) >> np.uint64(40)).sum())
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _write_split(
 ) -> Split:
     bases = np.memmap(spool.path, dtype=np.uint8, mode="r")
     separator = np.array([vocabulary.sep], dtype=np.uint8)
-    sidecar = _Sidecar(work)
+    sidecar = _Sidecar(work / name)
     counts = np.zeros(256, dtype=np.int64)
     with ShardWriter(work, name) as writer:
         for record in sorted(spool.records, key=lambda r: (r.order, r.start)):
@@ -224,7 +224,7 @@ def _write_split(
                 done += len(piece)
             writer.write(separator)
             progress("writing", len(tokens))
-        shards = sidecar.write(writer.close())
+        shards = sidecar.finish(writer.close())
     plain = counts[:SOFT_MASK_BIT] + counts[SOFT_MASK_BIT:]
     return Split(
         records=len(spool.records),
@@ -242,14 +242,23 @@ class _Sidecar:
     """Which record each stretch of a shard came from: shard-NNNNNN.records.parquet, never needed to train."""
 
     folder: Path
-    rows: dict[int, list[tuple[Any, ...]]] = field(default_factory=dict)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)  # of the shard that is being written
+    counts: list[int] = field(default_factory=list)  # rows of the shards before it
 
     def add(self, record: _Kept, record_start: int, shard: int, token: int, tokens: np.ndarray) -> None:
-        soft = np.flatnonzero(np.diff(np.concatenate([[0], tokens >> 7, [0]]).astype(np.int8)))
-        row = (record.name, record.group, record.source, record_start, token, len(tokens), soft.tolist())
-        self.rows.setdefault(shard, []).append(row)
+        while len(self.counts) < shard:
+            self._write()
+        outside = np.zeros(1, dtype=np.uint8)
+        edges = np.flatnonzero(np.diff(tokens >> 7, prepend=outside, append=outside))
+        self.rows.append((record.name, record.group, record.source, record_start, token, len(tokens), edges))
 
-    def write(self, shards: list[Shard]) -> list[Shard]:
+    def finish(self, shards: list[Shard]) -> list[Shard]:
+        """The shards with their numbers of records. A last separator may be alone in its shard."""
+        while len(self.counts) < len(shards):
+            self._write()
+        return [replace(shard, records=count) for shard, count in zip(shards, self.counts, strict=True)]
+
+    def _write(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -257,13 +266,12 @@ class _Sidecar:
             [("record", pa.string()), ("group", pa.string()), ("source", pa.int32()), ("record_start", pa.int64()),
              ("shard_start", pa.int64()), ("length", pa.int64()), ("soft_mask_edges", pa.list_(pa.int64()))]
         )  # fmt: skip
-        rows = [self.rows.get(index, []) for index in range(len(shards))]  # a last separator may be alone in its shard
-        for shard, of_shard in zip(shards, rows, strict=True):
-            columns = zip(*of_shard, strict=True) if of_shard else [()] * len(schema)
-            table = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
-            path = self.folder / shard.name.replace(".tar", ".records.parquet")
-            pq.write_table(table, path, compression="zstd")
-        return [replace(shard, records=len(of_shard)) for shard, of_shard in zip(shards, rows, strict=True)]
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(schema)
+        table = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
+        path = self.folder / f"shard-{len(self.counts):06d}.records.parquet"
+        pq.write_table(table, path, compression="zstd")
+        self.counts.append(len(self.rows))
+        self.rows.clear()
 
 
 def _empty_split(name: str, tally: _Tally, options: PrepareOptions) -> str:

@@ -260,11 +260,12 @@ class ShardWriter:
         """Appends tokens (uint8 [n], n <= room) to the current shard, and closes it when full."""
         self._pending.append(tokens)
         self._pending_tokens += len(tokens)
-        while self._pending_tokens >= self.block_tokens:
+        if self._pending_tokens >= self.block_tokens:
             stream = np.concatenate(self._pending)
-            self._write_block(stream[: self.block_tokens])
-            self._pending = [stream[self.block_tokens :]]
-            self._pending_tokens = len(self._pending[0])
+            whole = len(stream) - len(stream) % self.block_tokens
+            for start in range(0, whole, self.block_tokens):
+                self._write_block(stream[start : start + self.block_tokens])
+            self._pending, self._pending_tokens = [stream[whole:].copy()], len(stream) - whole
         if self._file and not self.room:
             self._close_shard()
 

@@ -64,6 +64,8 @@ class TrainStream:
     def __post_init__(self) -> None:
         if Epoch.of(self.reader.shard_tokens, self.reader.context, self.seed, 0).count == 0:
             raise DataError("the training split holds no whole window: use a smaller model.context or more data.")
+        if self.global_windows % (self.accumulation * self.world):
+            raise ValueError(f"{self.global_windows} windows do not divide by {self.accumulation} x {self.world}")
 
     def next_step(self) -> Iterator[Batch]:
         """The micro-batches of this rank for one optimizer step; moves the state on."""
@@ -82,17 +84,13 @@ def covering_windows(shard_tokens: np.ndarray, context: int) -> tuple[Windows, n
     Each shard is cut at multiples of `context`; its tail is covered by a window that ends at the shard's end, in
     which only positions from `first` on (int64 [n]) are to be counted. A shard shorter than `context` is left out.
     """
-    shard: list[int] = []
-    start: list[int] = []
-    first: list[int] = []
-    for index, tokens in enumerate(np.asarray(shard_tokens).tolist()):
-        if tokens < context:
-            continue
-        starts = list(range(0, tokens - context + 1, context))
-        tail = tokens - (starts[-1] + context)
-        start += starts + ([tokens - context] if tail else [])
-        first += [0] * len(starts) + ([context - tail] if tail else [])
-        shard += [index] * (len(starts) + bool(tail))
-    key = np.arange(len(shard), dtype=np.int64)
-    windows = Windows(np.zeros_like(key), np.array(shard), np.array(start), key)
-    return windows, np.array(first)
+    tokens = np.asarray(shard_tokens, dtype=np.int64)
+    whole, tail = tokens // context, np.where(tokens >= context, tokens % context, 0)
+    count = whole + (tail > 0)
+    shard = np.repeat(np.arange(len(tokens)), count)
+    place = np.arange(len(shard)) - np.repeat(np.cumsum(count) - count, count)
+    in_tail = place == whole[shard]
+    start = np.where(in_tail, tokens[shard] - context, place * context)
+    first = np.where(in_tail, context - tail[shard], 0)
+    windows = Windows(np.zeros_like(shard), shard, start, np.arange(len(shard), dtype=np.int64))
+    return windows, first

@@ -1,5 +1,6 @@
 """`dnascale eval`: a run's held-out loss beside what simple models of the same data reach."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dnascale.data.stream import WindowReader, covering_windows
 from dnascale.evaluate.baselines import Baseline, fit_and_score
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
 from dnascale.runs import Run
+from dnascale.train.distributed import choose_device
 
 #: Baselines are fitted on at most this many training tokens: enough for their largest tables, bounded memory.
 MAX_FIT_TOKENS = 100_000_000
@@ -42,7 +44,7 @@ def evaluate(
 ) -> Evaluation:
     """Scores every base of a split with the run's newest checkpoint, and fits and scores the baselines.
 
-    `progress(what, done, total)` is told of windows. Writes `evaluation-SPLIT.json` into the run folder.
+    `progress(what, done, total)` is told of windows, then of families of baselines. Writes `evaluation-SPLIT.json` into the run folder.
     """
     import torch
 
@@ -53,7 +55,7 @@ def evaluate(
     reader = WindowReader(dataset, split, run.config.model.context)
     for shard in reader.shards:
         shard.verify()
-    chosen = torch.device(_device(device))
+    chosen = torch.device(choose_device(device))
     masking = Masking(dataset.vocabulary, **run.config.masking.model_dump())
     bf16 = run.config.train.precision == "bf16"
     model = MaskedLanguageModel(
@@ -71,17 +73,12 @@ def evaluate(
 
     batch_windows = max(1, run.config.train.micro_batch_tokens // run.config.model.context)
     loss = held_out_loss(model.logits, reader, dataset.vocabulary, chosen, batch_windows, progress=advance)
-    baselines = fit_and_score(split_records(dataset, "train", MAX_FIT_TOKENS), split_records(dataset, split))
+    families = itertools.count()
+    baselines = fit_and_score(
+        split_records(dataset, "train", MAX_FIT_TOKENS),
+        split_records(dataset, split),
+        progress=lambda what: progress(what, next(families), 3) if progress is not None else None,
+    )
     result = Evaluation(str(run.folder), run.checkpoint.state.step, split, loss, baselines)
     (run.folder / f"evaluation-{split}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
     return result
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked != "auto":
-        return asked
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -8,6 +8,7 @@ Each rank writes, syncs and hashes its file in a temporary folder; when all have
 and renames the folder, which is the commit. Loading verifies every digest first, and the newest valid checkpoint wins.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnascale import __version__
-from dnascale.errors import CheckpointError, SpaceError
+from dnascale.errors import CheckpointError, NumericsError, SpaceError
 from dnascale.files import no_space, sync
 from dnascale.train.state import TrainState
 
@@ -71,7 +72,6 @@ def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, 
             final.rename(folder / f".{final.name}.replaced-{os.getpid()}")
         work.rename(final)
         sync(folder)
-        _prune(folder, keep)
 
     from_main(accelerator, lambda: _plainly(begin, work))
     written = together(accelerator, lambda: _plainly(lambda: _write_rank(work, engine), work))
@@ -79,6 +79,8 @@ def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, 
     files = [file for file, _ in gathered]
     fragments = [fragment for _, part in gathered for fragment in part]
     from_main(accelerator, lambda: _plainly(commit, work))
+    if accelerator.is_main_process:
+        _prune(folder, final, keep)
     return final
 
 
@@ -97,7 +99,7 @@ def _write_rank(work: Path, engine: "Engine") -> tuple[dict[str, Any], list[dict
         key = f"{kind}/{fragment.parameter}@{fragment.start}"
         value = engine.get(fragment, kind).detach().to("cpu", torch.float32).contiguous().clone()
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"{kind} of {fragment.parameter} is not finite: such a checkpoint is not written.")
+            raise NumericsError(f"{kind} of {fragment.parameter} is not finite: such a checkpoint is not written.")
         tensors[key] = value
         entries.append({"file": name, "key": key, "kind": kind, **asdict(fragment)})
     path = work / name
@@ -265,13 +267,19 @@ def require_newest(run: Path) -> Checkpoint:
     return checkpoint
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep`, and what interrupted saves left. Called only after a commit."""
-    leftovers = [path for path in folder.iterdir() if path.name.startswith(".step-")]
-    for path in [*committed(folder)[:-keep], *leftovers]:
-        trash = folder / f".trash-{path.name}"
-        path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Removes all but the last `keep` up to `newest`, and what interrupted saves left. Called only after a commit.
+
+    Folders of later steps were not written by this run, or were found damaged when it began: they do not count, and stay.
+    What cannot be removed now is removed next time.
+    """
+    leftovers = [path for path in folder.iterdir() if path.name.startswith((".step-", ".trash-"))]
+    old = [path for path in committed(folder) if path.name <= newest.name][:-keep]
+    for path in [*leftovers, *old]:
+        with contextlib.suppress(OSError):
+            # Renamed first, so that a half-removed checkpoint is never taken for one.
+            trash = path if path.name.startswith(".") else path.rename(folder / f".trash-{path.name}-{os.getpid()}")
+            shutil.rmtree(trash, ignore_errors=True)
 
 
 def _plainly(action: Callable[[], T], where: Path) -> T:
@@ -280,9 +288,10 @@ def _plainly(action: Callable[[], T], where: Path) -> T:
         return action()
     except Exception as error:
         if no_space(error):
+            free = shutil.disk_usage(where.parents[1]).free
             raise SpaceError(
-                f"no space left for the checkpoint {where.parent}: {shutil.disk_usage(where.parent).free:,} bytes are "
-                "free. Older checkpoints are untouched; free space and run the same command to continue."
+                f"no space left for the checkpoint {where.parent}: {free:,} bytes are free. Older checkpoints are "
+                "untouched; free space and run the same command to continue."
             ) from error
         if isinstance(error, OSError):
             raise CheckpointError(f"the checkpoint {where} cannot be written: {error.strerror or error}.") from error

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-_START_TIMEOUT = datetime.timedelta(minutes=10)
+#: Of every collective: a checkpoint to a slow file system, or one rank's verification of its shards, must fit.
+_TIMEOUT = datetime.timedelta(minutes=60)
 
 
 def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerator":
@@ -30,21 +31,18 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
 
     Raises UsageError or PeerError when the parts disagree on the number of processes.
     """
-    import torch
     from accelerate import Accelerator, DeepSpeedPlugin
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    on_cpu = train.device == "cpu" or (
-        train.device == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    )
-    if train.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("train.device=cuda, but torch sees no CUDA device here.")
-    if train.device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("train.device=mps, but torch sees no Apple GPU here.")
+    on_cpu = choose_device(train.device) == "cpu"
     if deepspeed is None:
         kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[kwargs])
+        # accelerate's wish for a newer name that older versions of torch do not know.
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers` is deprecated")
+        accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision="no", kwargs_handlers=[kwargs, InitProcessGroupKwargs(timeout=_TIMEOUT)]
+        )
     else:
         _import_deepspeed(on_cpu)
         if "WORLD_SIZE" not in os.environ:  # started without a launcher: a group of one
@@ -55,10 +53,24 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
             mixed_precision="bf16" if train.precision == "bf16" else "no",
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed),
             gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_START_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_TIMEOUT)],
         )
     _require_agreement(accelerator, train.processes)
     return accelerator
+
+
+def choose_device(asked: str) -> str:
+    """cpu, cuda or mps for one of these or auto. Raises UsageError for a device that is not here."""
+    import torch
+
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(device for device, available in here.items() if available)
+    if not here[asked]:
+        raise UsageError(
+            f"device={asked}, but torch sees no such device here; there is: {', '.join(d for d in here if here[d])}."
+        )
+    return asked
 
 
 def _import_deepspeed(on_cpu: bool) -> None:
@@ -80,7 +92,14 @@ def _import_deepspeed(on_cpu: bool) -> None:
 
 def _require_agreement(accelerator: "Accelerator", wanted: int | None) -> None:
     import torch.distributed as dist
+    from accelerate.utils import DistributedType
 
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+    if accelerator.distributed_type not in known:
+        raise UsageError(
+            f"Accelerate was set up for {accelerator.distributed_type.value}; dnascale trains plainly, with DDP, or with "
+            "DeepSpeed: use one of the files in launch/, or run `accelerate config` again."
+        )
     seen = {
         "the environment (WORLD_SIZE)": int(os.environ.get("WORLD_SIZE", "1")),
         "torch.distributed": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
@@ -94,8 +113,8 @@ def _require_agreement(accelerator: "Accelerator", wanted: int | None) -> None:
         listed = ", ".join(f"{who} says {count}" for who, count in seen.items())
         raise PeerError(
             f"the number of processes is not agreed on: {listed}. Training now would be wrong without a sign. "
-            "On CPUs, launch with: torchrun --nproc-per-node N -m dnascale.train CONFIG "
-            "(or: accelerate launch --multi_gpu --num_processes N -m dnascale.train CONFIG)."
+            "On CPUs, launch with: torchrun --nproc-per-node N -m dnascale.train CONFIG train.device=cpu "
+            "(or: accelerate launch --multi_gpu --num_processes N -m dnascale.train CONFIG train.device=cpu)."
         )
 
 
@@ -132,21 +151,24 @@ def together(accelerator: "Accelerator", action: Callable[[], T]) -> T:
     from accelerate.utils import gather_object
 
     value: Any = None
+    cause: Exception | None = None
     failure: tuple[str, str] | None = None
     try:
         value = action()
-    except DnascaleError as error:
-        failure = (type(error).__name__, str(error))
     except Exception as error:
         if accelerator.num_processes == 1:
             raise
-        failure = ("DnascaleError", f"{type(error).__name__}: {error}")
+        cause = error
+        known = isinstance(error, DnascaleError)
+        failure = (type(error).__name__, str(error)) if known else ("DnascaleError", f"{type(error).__name__}: {error}")
     outcomes = gather_object([failure])
     failed = [(rank, outcome) for rank, outcome in enumerate(outcomes) if outcome is not None]
     if failed:
         rank, (kind, message) = failed[0]
         where = f"rank {rank}: " if accelerator.num_processes > 1 and len(failed) < len(outcomes) else ""
-        raise getattr(errors, kind)(where + message)
+        shared = getattr(errors, kind)(where + message)
+        shared.shared = True
+        raise shared from cause
     return value
 
 

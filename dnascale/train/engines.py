@@ -7,6 +7,7 @@ engine cuts parameters differently; checkpoints are written in fragments and so 
 import contextlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 #: The fp32 tensors that make up the training state of a parameter.
 KINDS = ("weight", *MOMENTS)
-_STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
+_STAGES = ("zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
@@ -192,16 +193,12 @@ class DeepSpeedEngine(Engine):
         return sums
 
     def step(self, learning_rate: float) -> float:
-        self.zero.set_lr(learning_rate) if hasattr(self.zero, "set_lr") else self._set_lr(learning_rate)
+        self.zero.set_lr(learning_rate)
         self.model.step()
         norm = float(self.model.get_global_grad_norm())
         if not self.model.was_step_applied() or not math.isfinite(norm) or norm < 0:
             raise NumericsError("the gradient is not finite")
         return norm
-
-    def _set_lr(self, learning_rate: float) -> None:
-        for group in self.zero.optimizer.param_groups:
-            group["lr"] = learning_rate
 
     def full_gradient(self, name: str) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_grad
@@ -275,6 +272,22 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as a DeepSpeed configuration: {error}") from None
+    stage = values.get("zero_optimization", {}).get("stage") if isinstance(values, dict) else None
+    if stage not in (1, 2, 3):
+        raise UsageError(
+            f"{path} must set zero_optimization.stage to 1, 2 or 3, not {stage}; without ZeRO use train.engine=plain."
+        )
+    for section in ("optimizer", "scheduler", "fp16"):
+        if section in values:
+            raise UsageError(
+                f"{path} has a section '{section}', which the run's own configuration decides: leave it out."
+            )
+    bf16 = config.train.precision == "bf16"
+    if values.setdefault("bf16", {}).setdefault("enabled", "auto") not in ("auto", bf16):
+        raise UsageError(
+            f'{path} sets bf16.enabled={values["bf16"]["enabled"]}, the run has train.precision={config.train.precision}: write "auto".'
+        )
+    values["bf16"]["enabled"] = bf16
     filled = {
         "train_micro_batch_size_per_gpu": micro_windows,
         "gradient_accumulation_steps": accumulation,
@@ -285,13 +298,10 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
         if values.setdefault(key, "auto") not in ("auto", value):
             raise UsageError(f'{path} sets {key}={values[key]}, the run\'s configuration gives {value}: write "auto".')
         values[key] = value
-    values.setdefault("bf16", {})["enabled"] = config.train.precision == "bf16"
     return values
 
 
 def _config_file(engine: str) -> Path | None:
-    import os
-
     if engine == "auto":
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
             return None
@@ -301,9 +311,7 @@ def _config_file(engine: str) -> Path | None:
     if engine == "plain":
         return None
     if engine in _STAGES:
-        package = Path(__file__).parents[1]
-        inside = package / "ds_configs" / f"{engine}.json"  # in an installed wheel
-        return inside if inside.is_file() else package.parent / "ds_configs" / f"{engine}.json"
+        return Path(__file__).parents[1] / "ds_configs" / f"{engine}.json"
     if engine.endswith(".json"):
         return Path(engine)
     raise UsageError(f"train.engine={engine} is none of auto, plain, {', '.join(_STAGES)} and no .json file.")

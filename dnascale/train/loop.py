@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -16,7 +16,7 @@ from dnascale.data.order import Epoch
 from dnascale.data.shards import Dataset, load_dataset
 from dnascale.data.stream import Batch, TrainStream, WindowReader
 from dnascale.errors import CheckpointError, DataError, NumericsError, UsageError
-from dnascale.files import explained
+from dnascale.files import explained, hold, write_whole
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, deepspeed_config
@@ -84,13 +84,17 @@ class Job:
 def train(config: Config) -> Path:
     """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes."""
     job = _assemble(config)
+    lock = together(job.accelerator, lambda: _hold_run(job))
     from_main(job.accelerator, lambda: _write_run_files(job))
+    together(job.accelerator, lambda: _require_visible(job.run))
     recorder = together(job.accelerator, lambda: _open_recorder(job))
     _announce(job)
     valid_loss = _take_steps(job, recorder)
-    recorder.close()
+    together(job.accelerator, recorder.close)
     job.accelerator.wait_for_everyone()
     job.screen.done(job.state, valid_loss)
+    if lock is not None:
+        lock.close()
     return job.run
 
 
@@ -105,11 +109,11 @@ def _assemble(config: Config) -> Job:
     run = Path(config.run.dir)
     screen = Screen(accelerator.is_main_process)
 
-    # Open the data; rank 0 checks the shards for all.
+    # Open the data, and check the shards.
     dataset = together(accelerator, lambda: load_dataset(Path(config.data.path)))
     reader = together(accelerator, lambda: _open_training_data(config, dataset))
     valid = together(accelerator, lambda: _open_valid(config, dataset))
-    from_main(accelerator, lambda: _verify(config, reader, screen))
+    together(accelerator, lambda: _verify(config, reader, accelerator, screen))
 
     # Build the model; settle how many steps.
     hf = build(config.model, dataset.vocabulary, config.train.seed)
@@ -226,9 +230,11 @@ def _open_valid(config: Config, dataset: Dataset) -> WindowReader | None:
     return WindowReader(dataset, "valid", config.model.context)
 
 
-def _verify(config: Config, reader: WindowReader, screen: Screen) -> None:
+def _verify(config: Config, reader: WindowReader, accelerator: "Accelerator", screen: Screen) -> None:
+    """Each rank checks its share of the shards."""
     if config.data.verify == "checksum":
-        for shard in screen.track(reader.shards, "verifying shards"):
+        share = reader.shards[accelerator.process_index :: accelerator.num_processes]
+        for shard in screen.track(share, "verifying shards"):
             shard.verify()
 
 
@@ -238,15 +244,18 @@ def _settle_config(run: Path, config: Config) -> Config:
     if run.exists() and not run.is_dir():
         raise UsageError(f"run.dir={run} is a file: choose another folder.")
     if not path.is_file():
-        if run.is_dir() and any(run.iterdir()):
+        if run.is_dir() and any(path.name != ".lock" and "partial" not in path.name for path in run.iterdir()):
             raise UsageError(f"run.dir={run} is not empty and holds no run: choose another folder.")
         return config
     import yaml
 
     before = parse(yaml.safe_load(path.read_text()), str(path))
-    same_length = (config.train.minutes, config.train.epochs) == (before.train.minutes, before.train.epochs)
-    if config.train.steps is None and same_length:
-        config = _set_steps(config, before.train.steps)
+    length = ("minutes", "epochs")
+    if config.train.steps is None:
+        if any(getattr(config.train, key) != getattr(before.train, key) for key in length):
+            before = _set_steps(before, None)
+        else:
+            config = _set_steps(config, before.train.steps)
     if (differing := changes(before, config)) and not config.run.allow_change:
         raise UsageError(
             f"{run} was begun with another configuration ({'; '.join(differing)}). Use another run.dir, or "
@@ -292,7 +301,9 @@ def _time_step(
     for _ in range(16):
         begin = time.monotonic()
         for batch in stream.next_step():
-            loss, _ = module(*_to_device(batch, accelerator.device))
+            # DeepSpeed will have the weights in bf16; here they are still fp32.
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+                loss, _ = module(*_to_device(batch, accelerator.device))
             loss.backward()
             float(loss)  # waits for the device
         timings.append((time.monotonic() - begin) * batching.accumulation)
@@ -311,14 +322,40 @@ def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]
     return saved, rejected
 
 
-def _write_run_files(job: Job) -> None:
+def _hold_run(job: Job) -> TextIO | None:
+    if not job.accelerator.is_main_process:
+        return None
     try:
-        (job.run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (job.run / "config.yaml").write_text(to_yaml(job.config))
-        described = environment() | {"data": str(job.dataset.folder), "data_fingerprint": job.dataset.fingerprint}
-        (job.run / "environment.json").write_text(json.dumps(described, indent=1) + "\n")
+        job.run.mkdir(parents=True, exist_ok=True)
+        return hold(job.run)
     except OSError as error:
         raise explained(error, job.run) from error
+
+
+def _write_run_files(job: Job) -> None:
+    """config.yaml once, and again under another name for what an allowed change replaces; environment.json each start."""
+    described = environment() | {"data": str(job.dataset.folder.resolve()), "data_fingerprint": job.dataset.fingerprint}
+    kept = job.config.model_copy(
+        update={
+            "data": job.config.data.model_copy(update={"path": str(job.dataset.folder.resolve())}),
+            "run": job.config.run.model_copy(update={"allow_change": False}),
+        }
+    )
+    path = job.run / "config.yaml"
+    try:
+        if path.is_file() and path.read_text() != to_yaml(kept):
+            path.replace(job.run / f"config-until-step-{job.state.step:08d}.yaml")
+        if not path.is_file():
+            write_whole(path, to_yaml(kept))
+        write_whole(job.run / "environment.json", json.dumps(described, indent=1) + "\n")
+        (job.run / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise explained(error, job.run) from error
+
+
+def _require_visible(run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"run.dir={run} is not a folder that all hosts share: each must see what rank 0 writes there.")
 
 
 def _open_recorder(job: Job) -> Recorder:

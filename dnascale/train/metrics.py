@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import platform
 import secrets
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from dnascale.config import Config
 from dnascale.data.order import Windows
 from dnascale.errors import NumericsError, UsageError
+from dnascale.files import explained, write_whole
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -27,22 +29,42 @@ LN4 = math.log(4)
 
 
 class MetricsFile:
-    """metrics.jsonl, one JSON object a line. On resume, lines after the checkpoint's step are dropped."""
+    """metrics.jsonl, one JSON object a line. On resume, lines after the checkpoint's step are dropped.
+
+    Raises SpaceError or UsageError when it cannot be opened. A line that cannot be written later is kept and written
+    with the next: a full disk does not stop training by itself.
+    """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         kept: list[str] = []
-        if path.is_file():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError, KeyError):  # the last line of a killed run may be torn
-                    if json.loads(line)["step"] <= resumed_step:
-                        kept.append(line)
-        fresh = path.with_suffix(".jsonl.partial")
-        fresh.write_text("".join(f"{line}\n" for line in kept))
-        fresh.replace(path)
-        self._file = path.open("a", buffering=1)
+        try:
+            if path.is_file():
+                for line in path.read_text().splitlines():
+                    with contextlib.suppress(ValueError, KeyError):  # the last line of a killed run may be torn
+                        if json.loads(line)["step"] <= resumed_step:
+                            kept.append(line)
+            write_whole(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("a")
+        except OSError as error:
+            raise explained(error, path) from error
+        self._path = path
+        self._unwritten: list[str] = []
 
     def write(self, **values: Any) -> None:
-        self._file.write(json.dumps(values) + "\n")
+        self._unwritten.append(json.dumps(values) + "\n")
+        try:
+            # One system call a line, so that what was written can be told from what was not.
+            while self._unwritten:
+                os.write(self._file.fileno(), self._unwritten[0].encode())
+                self._unwritten.pop(0)
+        except OSError as error:
+            warnings.warn(f"{explained(error, self._path)} Training goes on; the lines are kept.", stacklevel=1)
+
+    def close(self) -> None:
+        """Raises SpaceError or UsageError when lines are still unwritten."""
+        self._file.close()
+        if self._unwritten:
+            raise UsageError(f"{len(self._unwritten)} lines of {self._path} could not be written: is the disk full?")
 
 
 class Wandb:
@@ -108,8 +130,11 @@ class Recorder:
             self._wandb.log(**values)
 
     def close(self) -> None:
+        """Raises UsageError when lines of metrics.jsonl could not be written."""
         if self._wandb is not None:
             self._wandb.finish()
+        if self._file is not None:
+            self._file.close()
 
 
 class Meter:
@@ -199,7 +224,9 @@ def _git_commit() -> str | None:
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True
-    )
-    return done.stdout.strip() or None
+    with contextlib.suppress(OSError):  # no git on this machine
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True
+        )
+        return done.stdout.strip() or None
+    return None

@@ -52,7 +52,9 @@ class Screen:
             dtype = "bf16 weights, fp32 masters"
         records = "records kept apart" if config.data.separate_records else "records mixed"
         processes = f"{batching.world} process{'es' if batching.world > 1 else ''}"
-        self.console.print(f"[bold]{where} · {dtype} · attention sdpa ({records}) · {engine.name} · {processes}[/bold]")
+        self.console.print(
+            f"[bold]{where} · {dtype} · attention {engine.module.hf.config._attn_implementation} ({records}) · {engine.name} · {processes}[/bold]"
+        )
         split, context = dataset.split("train"), config.model.context
         windows = Epoch.of(stream.reader.shard_tokens, context, config.train.seed, 0).count
         parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(

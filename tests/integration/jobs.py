@@ -14,9 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dnascale.data.shards import Dataset
 
@@ -47,6 +50,8 @@ _PRELOADED = [
     "dnascale.data.prepare",
 ]
 
+DEEPSPEED = find_spec("deepspeed") is not None
+
 Target = Callable[..., None]
 
 
@@ -70,7 +75,15 @@ def environment(**changes: str) -> dict[str, str]:
 
 def train_words(run: Path, data: Dataset, *overrides: str, engine: str = "plain") -> list[str]:
     """`dnascale train` of the tiny model, without the program's name."""
+    if engine.startswith("zero"):
+        require_deepspeed()
     return ["train", "nano", *TINY, f"data.path={data.folder}", f"run.dir={run}", f"train.engine={engine}", *overrides]
+
+
+def require_deepspeed() -> None:
+    """Skips the test where DeepSpeed cannot be installed (macOS)."""
+    if not DEEPSPEED:
+        pytest.skip("DeepSpeed is not installed here")
 
 
 def dnascale(*words: str | Path, processes: int = 1, timeout: float = 240, **env: str) -> Outcome:

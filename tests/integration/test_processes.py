@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from jobs import TINY, dnascale, launch, metrics, train_words
+from jobs import TINY, dnascale, launch, metrics, require_deepspeed, train, train_words
 
-from dnascale.data.shards import Dataset
+from dnascale.data.shards import Dataset, load_dataset
+from dnascale.files import hold
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 ROOT = Path(__file__).parents[2]
@@ -22,6 +24,8 @@ def accelerate(options: list[str], run: Path, data: Dataset, *overrides: str) ->
 
 @pytest.mark.parametrize(("file", "engine"), [("accelerate_ddp.yaml", "ddp"), ("accelerate_zero2.yaml", "zero2")])
 def test_accelerate_launch_with_the_files_we_ship(human_cds: Dataset, tmp_path: Path, file: str, engine: str) -> None:
+    if engine.startswith("zero"):
+        require_deepspeed()
     options = ["--config_file", str(ROOT / "launch" / file), "--num_processes", "2"]
     outcome = launch(accelerate(options, tmp_path / "run", human_cds, "train.engine=auto"))
     assert outcome.code == 0, outcome.output
@@ -57,6 +61,33 @@ def test_accelerate_that_does_not_join_the_group_is_refused(human_cds: Dataset, 
     outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1"), WORLD_SIZE="2")
     assert outcome.code != 0
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_error_on_one_rank_is_said_once_and_names_it(human_cds: Dataset, tmp_path: Path) -> None:
+    """Each rank checks its share of the shards: the second shard is rank 1's."""
+    data = tmp_path / "data"
+    shutil.copytree(human_cds.folder, data)
+    dataset = load_dataset(data)
+    shard = dataset.splits["train"].shards[0]
+    shutil.copy(data / shard.name, data / "train" / "shard-000001.tar")
+    damaged = replace(shard, name="train/shard-000001.tar", crc32=[0, *shard.crc32[1:]])
+    train = replace(dataset.splits["train"], shards=[shard, damaged])
+    (data / "dataset.json").write_text(replace(dataset, splits=dataset.splits | {"train": train}).to_json())
+    outcome = dnascale(*train_words(tmp_path / "run", dataset, "train.steps=1"), processes=2)
+    assert outcome.code == 3
+    assert outcome.output.count("dnascale: error: ") == 1
+    assert outcome.error.startswith("rank 1: ")
+    assert "shard-000001.tar: block 0 " in outcome.error
+
+
+def test_a_second_run_in_the_same_folder_is_refused(human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, human_cds, "train.steps=1")
+    with hold(run):
+        outcome = dnascale(*train_words(run, human_cds, "train.steps=1"))
+    assert outcome.code == 2
+    assert f"is being written by another run (process {os.getpid()} on " in outcome.error
+    assert dnascale(*train_words(run, human_cds, "train.steps=1")).code == 0
 
 
 def test_an_error_on_every_rank_is_said_once(human_cds: Dataset, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import reshard
 import torch
-from jobs import execute, train
+from jobs import execute, require_deepspeed, train
 
 from dnascale.data.shards import Dataset
 from dnascale.train.checkpoint import Checkpoint, require_newest
@@ -38,6 +38,8 @@ def state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def test_weights_and_moments_are_equal_to_the_bit_after_loading_elsewhere(
     runs: dict[str, Path], human_cds: Dataset, tmp_path: Path, source: str, processes: int, engine: str
 ) -> None:
+    if engine.startswith("zero"):
+        require_deepspeed()
     arguments = (str(runs[source]), str(tmp_path), engine, str(human_cds.folder))
     outcome = execute(reshard.main, *arguments, processes=processes)
     assert outcome.code == 0, outcome.output

@@ -8,7 +8,7 @@ import pytest
 from jobs import Outcome, dnascale, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
-from dnascale.train.checkpoint import committed
+from dnascale.train.checkpoint import Checkpoint, committed
 
 STEPS = 16
 LENGTH = (f"train.steps={STEPS}", "checkpoint.every=5", "checkpoint.keep=10")
@@ -54,6 +54,22 @@ def again(run: Path, data: Dataset, *overrides: str) -> Outcome:
 def test_only_the_newest_checkpoints_are_kept(short_run: Path) -> None:
     assert [path.name for path in committed(short_run / "checkpoints")] == ["step-00000004", "step-00000006"]
     assert {path.name for path in (short_run / "checkpoints").iterdir()} == {"step-00000004", "step-00000006"}
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    folder = run / "checkpoints"
+    (folder / "step-00000006" / "MANIFEST.json").write_text("{}")
+    (folder / "step-00000099").mkdir()
+    (folder / ".trash-step-00000002-1").mkdir()
+    words = train_words(run, human_cds, "train.steps=6", "checkpoint.every=1", "checkpoint.keep=1")
+    outcome = dnascale(*words)
+    assert outcome.code == 0, outcome.output
+    assert {path.name for path in folder.iterdir()} == {"step-00000006", "step-00000099"}
+    Checkpoint(folder / "step-00000006").verify()
 
 
 def test_a_finished_run_started_again_does_nothing(short_run: Path, human_cds: Dataset) -> None:
