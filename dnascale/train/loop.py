@@ -1,5 +1,6 @@
 """Training, told in order: join, open the data, build, resume, say what will happen, step, save."""
 
+import copy
 import json
 import os
 import statistics
@@ -295,22 +296,28 @@ def _time_step(
     reader: WindowReader,
     module: "MaskedLanguageModel",
 ) -> float:
-    """Seconds of one optimizer step of the bare model here; the slowest rank counts. Weights stay as they are."""
+    """Seconds of one optimizer step of a copy of the bare model here; the slowest rank counts."""
+    trial = copy.deepcopy(module)
+    optimizer = build_optimizer(trial, config.optimizer)
     stream = TrainStream(reader, config.train.seed, batching.micro_windows, 1, 0, 1)
-    timings = []
-    for _ in range(16):
+    micro_batches, updates = [], []
+    for _ in range(30):
         begin = time.monotonic()
         for batch in stream.next_step():
             # DeepSpeed will have the weights in bf16; here they are still fp32.
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                loss, _ = module(*_to_device(batch, accelerator.device))
+                loss, _ = trial(*_to_device(batch, accelerator.device))
             loss.backward()
             float(loss)  # waits for the device
-        timings.append((time.monotonic() - begin) * batching.accumulation)
-    module.zero_grad(set_to_none=True)
-    # The first steps allocate and choose kernels. The update adds a few per cent to forward and backward.
-    seconds = torch.tensor([1.05 * statistics.median(timings[6:])], device=accelerator.device)
-    return float(accelerator.gather(seconds).max())
+        micro_batches.append(time.monotonic() - begin)
+        begin = time.monotonic()
+        float(torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        updates.append(time.monotonic() - begin)
+    # The first steps allocate memory and choose kernels.
+    one = statistics.mean(micro_batches[10:]) * batching.accumulation + statistics.mean(updates[10:])
+    return float(accelerator.gather(torch.tensor([one], device=accelerator.device)).max())
 
 
 def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
