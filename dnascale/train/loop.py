@@ -308,7 +308,7 @@ def _time_step(
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
                 loss, _ = trial(*_to_device(batch, accelerator.device))
             loss.backward()
-            float(loss)  # waits for the device
+            float(loss.detach())  # waits for the device
         micro_batches.append(time.monotonic() - begin)
         begin = time.monotonic()
         float(torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0))
