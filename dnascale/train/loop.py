@@ -1,27 +1,26 @@
 """Training, told in order: join, open the data, build, resume, say what will happen, step, save."""
 
 import copy
-import json
 import os
 import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import torch
 
-from dnascale.config import Config, changes, parse, to_yaml
+from dnascale.config import Config
 from dnascale.data.masking import Masking
 from dnascale.data.order import Epoch
 from dnascale.data.shards import Dataset, load_dataset
 from dnascale.data.stream import Batch, TrainStream, WindowReader
 from dnascale.errors import CheckpointError, DataError, NumericsError, UsageError
-from dnascale.files import explained, hold, write_whole
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, deepspeed_config
-from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb, environment
+from dnascale.train.folder import hold_run, require_visible, settle_config, with_steps, write_run_files
+from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer, learning_rate
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
@@ -85,9 +84,9 @@ class Job:
 def train(config: Config) -> Path:
     """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes."""
     job = _assemble(config)
-    lock = together(job.accelerator, lambda: _hold_run(job))
-    from_main(job.accelerator, lambda: _write_run_files(job))
-    together(job.accelerator, lambda: _require_visible(job.run))
+    lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
+    from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.dataset, job.state.step))
+    together(job.accelerator, lambda: require_visible(job.run))
     recorder = together(job.accelerator, lambda: _open_recorder(job))
     _announce(job)
     valid_loss = _take_steps(job, recorder)
@@ -121,7 +120,7 @@ def _assemble(config: Config) -> Job:
     autocast = torch.bfloat16 if config.train.precision == "bf16" and deepspeed is None else None
     masking = Masking(dataset.vocabulary, **config.masking.model_dump())
     module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast).to(accelerator.device)
-    config = from_main(accelerator, lambda: _settle_config(run, config))
+    config = from_main(accelerator, lambda: settle_config(run, config))
     config = _with_steps(accelerator, config, batching, reader, module, screen)
     assert config.train.steps is not None
 
@@ -239,32 +238,6 @@ def _verify(config: Config, reader: WindowReader, accelerator: "Accelerator", sc
             shard.verify()
 
 
-def _settle_config(run: Path, config: Config) -> Config:
-    """The configuration to use: `config`, with the steps that the run began with when it is being resumed."""
-    path = run / "config.yaml"
-    if run.exists() and not run.is_dir():
-        raise UsageError(f"run.dir={run} is a file: choose another folder.")
-    if not path.is_file():
-        if run.is_dir() and any(path.name != ".lock" and "partial" not in path.name for path in run.iterdir()):
-            raise UsageError(f"run.dir={run} is not empty and holds no run: choose another folder.")
-        return config
-    import yaml
-
-    before = parse(yaml.safe_load(path.read_text()), str(path))
-    length = ("minutes", "epochs")
-    if config.train.steps is None:
-        if any(getattr(config.train, key) != getattr(before.train, key) for key in length):
-            before = _set_steps(before, None)
-        else:
-            config = _set_steps(config, before.train.steps)
-    if (differing := changes(before, config)) and not config.run.allow_change:
-        raise UsageError(
-            f"{run} was begun with another configuration ({'; '.join(differing)}). Use another run.dir, or "
-            "run.allow_change=true to go on with the new one."
-        )
-    return config
-
-
 def _with_steps(
     accelerator: "Accelerator",
     config: Config,
@@ -279,14 +252,10 @@ def _with_steps(
     if config.train.minutes is not None:
         screen.note("timing a few steps to fit train.minutes")
         seconds = _time_step(accelerator, config, batching, reader, module)
-        return _set_steps(config, max(10, int(config.train.minutes * 60 / seconds)))
+        return with_steps(config, max(10, int(config.train.minutes * 60 / seconds)))
     assert config.train.epochs is not None
     windows = Epoch.of(reader.shard_tokens, reader.context, config.train.seed, 0).count
-    return _set_steps(config, max(1, round(config.train.epochs * windows / batching.global_windows)))
-
-
-def _set_steps(config: Config, steps: int | None) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    return with_steps(config, max(1, round(config.train.epochs * windows / batching.global_windows)))
 
 
 def _time_step(
@@ -327,42 +296,6 @@ def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]
             f"{rejected[0]} No valid checkpoint is left in {run / 'checkpoints'}: remove that folder to start again."
         )
     return saved, rejected
-
-
-def _hold_run(job: Job) -> TextIO | None:
-    if not job.accelerator.is_main_process:
-        return None
-    try:
-        job.run.mkdir(parents=True, exist_ok=True)
-        return hold(job.run)
-    except OSError as error:
-        raise explained(error, job.run) from error
-
-
-def _write_run_files(job: Job) -> None:
-    """config.yaml once, and again under another name for what an allowed change replaces; environment.json each start."""
-    described = environment() | {"data": str(job.dataset.folder.resolve()), "data_fingerprint": job.dataset.fingerprint}
-    kept = job.config.model_copy(
-        update={
-            "data": job.config.data.model_copy(update={"path": str(job.dataset.folder.resolve())}),
-            "run": job.config.run.model_copy(update={"allow_change": False}),
-        }
-    )
-    path = job.run / "config.yaml"
-    try:
-        if path.is_file() and path.read_text() != to_yaml(kept):
-            path.replace(job.run / f"config-until-step-{job.state.step:08d}.yaml")
-        if not path.is_file():
-            write_whole(path, to_yaml(kept))
-        write_whole(job.run / "environment.json", json.dumps(described, indent=1) + "\n")
-        (job.run / "checkpoints").mkdir(exist_ok=True)
-    except OSError as error:
-        raise explained(error, job.run) from error
-
-
-def _require_visible(run: Path) -> None:
-    if not (run / "config.yaml").is_file():
-        raise UsageError(f"run.dir={run} is not a folder that all hosts share: each must see what rank 0 writes there.")
 
 
 def _open_recorder(job: Job) -> Recorder:

@@ -1,0 +1,42 @@
+"""What a run was made with: versions, hardware, code."""
+
+import contextlib
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and code that a run was made with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in ("dnascale", "torch", "transformers", "accelerate", "deepspeed", "numpy", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _git_commit(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the dnascale checkout that is running, or None for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    with contextlib.suppress(OSError):  # no git on this machine
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True
+        )
+        return done.stdout.strip() or None
+    return None

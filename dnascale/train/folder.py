@@ -1,0 +1,77 @@
+"""The folder of a run: the configuration it began with, where it is run, and who may write to it."""
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+
+from dnascale.config import Config, changes, parse, to_yaml
+from dnascale.data.shards import Dataset
+from dnascale.errors import UsageError
+from dnascale.files import explained, hold, write_whole
+from dnascale.train.environment import environment
+
+
+def with_steps(config: Config, steps: int | None) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+
+
+def settle_config(run: Path, config: Config) -> Config:
+    """The configuration to use: `config`, with the steps that the run began with when it is being resumed."""
+    path = run / "config.yaml"
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"run.dir={run} is a file: choose another folder.")
+    if not path.is_file():
+        if run.is_dir() and any(path.name != ".lock" and "partial" not in path.name for path in run.iterdir()):
+            raise UsageError(f"run.dir={run} is not empty and holds no run: choose another folder.")
+        return config
+    before = parse(yaml.safe_load(path.read_text()), str(path))
+    length = ("minutes", "epochs")
+    if config.train.steps is None:
+        if any(getattr(config.train, key) != getattr(before.train, key) for key in length):
+            before = with_steps(before, None)
+        else:
+            config = with_steps(config, before.train.steps)
+    if (differing := changes(before, config)) and not config.run.allow_change:
+        raise UsageError(
+            f"{run} was begun with another configuration ({'; '.join(differing)}). Use another run.dir, or "
+            "run.allow_change=true to go on with the new one."
+        )
+    return config
+
+
+def hold_run(run: Path) -> TextIO:
+    """Makes the folder and claims it for this process. Raises UsageError when another run writes there."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        return hold(run)
+    except OSError as error:
+        raise explained(error, run) from error
+
+
+def write_run_files(run: Path, config: Config, dataset: Dataset, step: int) -> None:
+    """config.yaml once, and again under another name for what an allowed change replaces; environment.json each start."""
+    described = environment() | {"data": str(dataset.folder.resolve()), "data_fingerprint": dataset.fingerprint}
+    kept = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"path": str(dataset.folder.resolve())}),
+            "run": config.run.model_copy(update={"allow_change": False}),
+        }
+    )
+    path = run / "config.yaml"
+    try:
+        if path.is_file() and path.read_text() != to_yaml(kept):
+            path.replace(run / f"config-until-step-{step:08d}.yaml")
+        if not path.is_file():
+            write_whole(path, to_yaml(kept))
+        write_whole(run / "environment.json", json.dumps(described, indent=1) + "\n")
+        (run / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise explained(error, run) from error
+
+
+def require_visible(run: Path) -> None:
+    """Raises UsageError on a host that does not see what rank 0 wrote."""
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"run.dir={run} is not a folder that all hosts share: each must see what rank 0 writes there.")
