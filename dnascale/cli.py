@@ -31,6 +31,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(ckpt_app, name="ckpt")
 
 
+_INTERRUPTED = 128 + signal.SIGINT
+
+
 class Device(StrEnum):
     """Where a model is evaluated."""
 
@@ -55,7 +58,7 @@ def main(args: list[str] | None = None) -> None:
     except DnascaleError as error:
         code = _report(str(error), error.exit_code, debug, error.shared)
     except (KeyboardInterrupt, typer.Abort):
-        code = _report("interrupted; run the same command to continue.", 128 + signal.SIGINT, debug)
+        code = _INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             code = UsageError.exit_code
@@ -64,6 +67,12 @@ def main(args: list[str] | None = None) -> None:
         else:
             hint = "" if debug else " This is a bug in dnascale or its surroundings; --debug shows where."
             code = _report(f"{type(error).__name__}: {error}{hint}", 1, debug)
+    if code == _INTERRUPTED:  # typer returns it
+        _report(
+            "interrupted. `dnascale train` goes on from its last checkpoint when run again; others start anew.",
+            code,
+            debug=False,
+        )
     sys.stdout.flush()
     sys.stderr.flush()
     if "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -158,11 +167,11 @@ def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, base, large) or a YAML file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="e.g. data.path=DATA train.steps=1000 run.dir=runs/first"),
+        typer.Argument(metavar="KEY=VALUE", help="e.g. data.path=DATA train.steps=1000 run.dir=runs/first"),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
-    """Train a model, or continue the run in run.dir.
+    """Train a model, or continue the run in run.dir. `--show` prints every key of the configuration.
 
     On several devices the same program: torchrun --nproc-per-node N -m dnascale.train CONFIG KEY=VALUE..., or
     accelerate launch --config_file FILE -m dnascale.train CONFIG KEY=VALUE...
@@ -279,7 +288,7 @@ def ckpt_verify(run: RunFolder) -> None:
 def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(*columns: str) -> Any:
@@ -287,7 +296,7 @@ def _table(*columns: str) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True, overflow="ignore")
     return table
 
 
@@ -312,14 +321,14 @@ def _show_dataset(dataset: "Dataset", as_json: bool) -> None:
         console.print(f"dropped  {lost['records']:,} records, {lost['bases']:,} bases: {reason}")
     if uracils := sum(split.composition.get("U", 0) for split in dataset.splits.values()):
         console.print(
-            f"[yellow]warning[/yellow]  {uracils:,} bases are U: this is RNA, and U is never predicted. Write T for U to "
-            "train on all four bases."
+            f"warning  {uracils:,} bases are U: this is RNA, and U is never predicted. Write T for U to train on all four bases.",
+            style="yellow",
         )
     rules = ", ".join(f"{count:,} by {rule}" for rule, count in dataset.groups.items())
     console.print(f"groups   {rules}")
     for source in dataset.sources:
         for warning in source["warnings"]:
-            console.print(f"[yellow]warning[/yellow]  {source['name']}: {warning}")
+            console.print(f"warning  {warning}", style="yellow")
     console.print(f"written  {dataset.folder} (fingerprint {dataset.fingerprint[:12]})")
 
 

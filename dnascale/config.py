@@ -137,7 +137,9 @@ class Config(_Section):
     def _consistent(self) -> "Config":
         context, train = self.model.context, self.train
         if train.steps is None and train.minutes is None and train.epochs is None:
-            raise ValueError("say how long to train: train.steps, train.minutes or train.epochs")
+            raise ValueError(
+                "say how long to train (or repeat what the run began with): train.steps, train.minutes or train.epochs"
+            )
         for key in ("global_batch_tokens", "micro_batch_tokens"):
             if getattr(train, key) % context:
                 raise ValueError(f"train.{key}={getattr(train, key)} must be a multiple of model.context={context}")
@@ -229,9 +231,9 @@ def _preset(name: str) -> Path:
     return path
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def _nearest(word: str, known: list[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    return f" (did you mean '{prefix}{close[0]}'?)" if close else ""
 
 
 def _explain(error: Any) -> str:
@@ -240,7 +242,8 @@ def _explain(error: Any) -> str:
         section: Any = Config
         for part in error["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields))}"
+        prefix = key[: -len(str(error["loc"][-1]))]
+        return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields), prefix)}"
     if error["type"] == "missing":
         hint = " (the data set folder, e.g. data.path=DATA)" if key in ("data", "data.path") else ""
         return f"'{key}' is missing{hint}"

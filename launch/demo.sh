@@ -26,5 +26,5 @@ model   demo/model    AutoModelForMaskedLM.from_pretrained("demo/model")
 Try next:
   .venv/bin/dnascale train nano data.path=demo/data run.dir=demo/longer train.minutes=20
   .venv/bin/dnascale train book data.path=demo/data run.dir=demo/book
-  .venv/bin/torchrun --nproc-per-node 2 -m dnascale.train nano data.path=demo/data run.dir=demo/two train.minutes=3 train.device=cpu
+  PATH=.venv/bin:$PATH launch/multi_gpu.sh 2 nano data.path=demo/data run.dir=demo/two train.minutes=3 train.device=cpu
 END

@@ -279,7 +279,12 @@ def _empty_split(name: str, tally: _Tally, options: PrepareOptions) -> str:
     if not kept:
         reasons = ", ".join(f"{c['records']:,} {reason}" for reason, c in sorted(tally.dropped.items()))
         return f"no sequence is left of {tally.records:,} records ({reasons or 'none read'}): there is nothing to train on."
-    share = {"valid": options.valid, "test": options.test}.get(name, 0.0)
+    if name == "train":
+        return (
+            f"the train split got none of {kept:,} records: they fall into too few groups. Give more data, or "
+            "--valid 0 --test 0."
+        )
+    share = {"valid": options.valid, "test": options.test}[name]
     return (
         f"the {name} split got none of {kept:,} records (--{name} {share:g}): the records fall into too few groups. "
         f"Give more data, another share, another --group, or --{name} 0."

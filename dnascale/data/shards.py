@@ -70,7 +70,9 @@ class Dataset:
     def split(self, name: str) -> Split:
         """Raises DataError when the data set has no such split."""
         if name not in self.splits:
-            raise DataError(f"{self.folder} has no split '{name}'; it has: {', '.join(self.splits)}.")
+            raise DataError(
+                f"{self.folder} has no split '{name}', it has: {', '.join(self.splits)}; prepare the data with --{name} SHARE."
+            )
         return self.splits[name]
 
     def to_json(self) -> str:

@@ -254,7 +254,7 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             checkpoint.verify()
             return checkpoint, rejected
         except CheckpointError as error:
-            rejected.append(f"{error} Trying the one before.")
+            rejected.append(str(error))
     return None, rejected
 
 

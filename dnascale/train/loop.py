@@ -89,10 +89,11 @@ def train(config: Config) -> Path:
     together(job.accelerator, lambda: require_visible(job.run))
     recorder = together(job.accelerator, lambda: _open_recorder(job))
     _announce(job)
+    begun_at = job.state.step
     valid_loss = _take_steps(job, recorder)
     together(job.accelerator, recorder.close)
     job.accelerator.wait_for_everyone()
-    job.screen.done(job.state, valid_loss)
+    job.screen.done(job.state, job.state.step - begun_at, valid_loss)
     if lock is not None:
         lock.close()
     return job.run
@@ -134,7 +135,7 @@ def _assemble(config: Config) -> Job:
     state = TrainState(total_steps=config.train.steps)
     saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
     for sentence in rejected:
-        screen.warn(sentence)
+        screen.warn(f"{sentence} The one before is used.")
     if saved is not None:
         together(accelerator, lambda: saved.require(identity, engine.shapes))
         checkpoint.load(saved, engine)
@@ -285,7 +286,7 @@ def _time_step(
         optimizer.zero_grad(set_to_none=True)
         updates.append(time.monotonic() - begin)
     # The first steps allocate memory and choose kernels.
-    one = statistics.mean(micro_batches[10:]) * batching.accumulation + statistics.mean(updates[10:])
+    one = statistics.median(micro_batches[10:]) * batching.accumulation + statistics.median(updates[10:])
     return float(accelerator.gather(torch.tensor([one], device=accelerator.device)).max())
 
 

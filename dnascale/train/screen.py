@@ -26,7 +26,7 @@ class Screen:
     def __init__(self, main: bool) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, quiet=not main, soft_wrap=True)
+        self.console = Console(highlight=False, markup=False, quiet=not main, soft_wrap=True)
         self._bar: Any = None
         self._printed = -1
         self._task: Any = None
@@ -46,14 +46,16 @@ class Screen:
         device = engine.accelerator.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         if device.type == "cpu":
-            where += f" ({torch.get_num_threads()} threads)"
+            where += f" ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''})"
         dtype = {"fp32": "fp32", "bf16": "bf16 autocast"}[config.train.precision]
         if engine.name.startswith("zero") and config.train.precision == "bf16":
             dtype = "bf16 weights, fp32 masters"
         records = "records kept apart" if config.data.separate_records else "records mixed"
         processes = f"{batching.world} process{'es' if batching.world > 1 else ''}"
         self.console.print(
-            f"[bold]{where} · {dtype} · attention {engine.module.hf.config._attn_implementation} ({records}) · {engine.name} · {processes}[/bold]"
+            f"{where} · {dtype} · attention {engine.module.hf.config._attn_implementation} ({records}) · {engine.name} · "
+            f"{processes}",
+            style="bold",
         )
         split, context = dataset.split("train"), config.model.context
         windows = Epoch.of(stream.reader.shard_tokens, context, config.train.seed, 0).count
@@ -106,17 +108,22 @@ class Screen:
         self.console.print(text)
 
     def note(self, text: str) -> None:
-        self.console.print(f"[dim]{text}[/dim]")
+        self.console.print(text, style="dim")
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]warning:[/yellow] {text}")
+        self.console.print(f"warning: {text}", style="yellow")
 
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         from rich.progress import track
 
         yield from track(items, what, console=self.console, transient=True, disable=not self.console.is_terminal)
 
-    def done(self, state: TrainState, valid_loss: float | None) -> None:
+    def done(self, state: TrainState, steps: int, valid_loss: float | None) -> None:
+        if not steps:
+            self.console.print(
+                f"done     nothing was left of {state.total_steps:,} steps; to go on: train.steps=N run.allow_change=true"
+            )
+            return
         shown = f", valid loss {valid_loss:.4f} nats per base" if valid_loss is not None else ""
         self.console.print(
             f"done     {state.step:,} steps, {state.tokens:,} tokens in {state.seconds / 60:.1f} min of training{shown}"

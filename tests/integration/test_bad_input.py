@@ -71,7 +71,7 @@ def test_an_output_folder_that_is_not_empty(tmp_path: Path) -> None:
 def test_a_mistyped_configuration_key(human_cds: Dataset, tmp_path: Path) -> None:
     outcome = dnascale(*train_words(tmp_path / "run", human_cds, "optimizer.learning_rat=0.1", "train.steps=1"))
     assert outcome.code == 2
-    assert "unknown key 'optimizer.learning_rat' (did you mean 'learning_rate'?)" in outcome.error
+    assert "unknown key 'optimizer.learning_rat' (did you mean 'optimizer.learning_rate'?)" in outcome.error
     assert not (tmp_path / "run").exists()
 
 
@@ -149,6 +149,14 @@ def test_a_run_without_checkpoint_and_a_folder_that_is_no_run(human_cds: Dataset
     outcome = dnascale("eval", tmp_path)
     assert outcome.code == 2
     assert "is no run folder" in outcome.error
+
+
+def test_folder_names_with_brackets_are_names_and_not_markup(tmp_path: Path) -> None:
+    (tmp_path / "in.fa").write_bytes(FASTA)
+    out = tmp_path / "run[/bold] [red]x"
+    outcome = dnascale("prepare", tmp_path / "in.fa", "--out", out, "--valid", "0")
+    assert outcome.code == 0, outcome.output
+    assert f"written  {out} (fingerprint" in outcome.output
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

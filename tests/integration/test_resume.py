@@ -2,10 +2,14 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from jobs import Outcome, dnascale, metrics, numbers, train, train_until_killed, train_words
+from jobs import Outcome, dnascale, environment, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
 from dnascale.train.checkpoint import Checkpoint, committed
@@ -38,6 +42,24 @@ def test_numbers_summed_over_several_steps_are_not_lost_at_a_checkpoint(human_cd
     whole = train(tmp_path / "whole", human_cds, *length)
     train_until_killed(tmp_path / "killed", human_cds, *length, step=8)
     assert numbers(train(tmp_path / "killed", human_cds, *length)) == numbers(whole)
+
+
+@pytest.mark.faults
+def test_ctrl_c_says_how_to_go_on_and_the_run_continues(human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    length = ("train.steps=400", "checkpoint.every=5")
+    command = [sys.executable, "-m", "dnascale", *train_words(run, human_cds, *length)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment())
+    while not committed(run / "checkpoints"):
+        assert job.poll() is None
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert errors.decode().startswith("dnascale: error: interrupted. `dnascale train` goes on from its last checkpoint")
+    step = max(int(path.name[5:]) for path in committed(run / "checkpoints"))
+    outcome = dnascale(*train_words(run, human_cds, *length))
+    assert f"resumed  from the checkpoint of step {step}\n" in outcome.output
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +98,7 @@ def test_a_finished_run_started_again_does_nothing(short_run: Path, human_cds: D
     before = numbers(metrics(short_run))
     outcome = again(short_run, human_cds)
     assert outcome.code == 0, outcome.output
+    assert "nothing was left of 6 steps" in outcome.output
     assert numbers(metrics(short_run)) == before
 
 

@@ -316,5 +316,5 @@ def test_a_folder_that_is_no_data_set_is_named_with_what_to_do(tmp_path: Path) -
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match="no split 'test'; it has: train"):
+    with pytest.raises(DataError, match="no split 'test', it has: train; prepare the data with --test"):
         dataset.split("test")
