@@ -1,13 +1,15 @@
 """Folders that appear whole or not at all, and what to say when the disk does not take them."""
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from dnascale.errors import SpaceError, UsageError
 
@@ -90,6 +92,11 @@ def no_space(error: BaseException) -> bool:
     number = getattr(error, "errno", None)
     text = str(error)
     return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text
+
+
+def json_digest(body: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys: what an index or a manifest carries of itself."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dnascale.errors import DataError
+from dnascale.files import json_digest
 from dnascale.vocab import SOFT_MASK_BIT, Vocabulary
 
 FORMAT = "dnascale-dataset"
@@ -98,7 +99,7 @@ class Dataset:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "fingerprint": fingerprint(self.vocabulary, self.splits),
         }
-        return json.dumps(body | {"sha256": _digest(body)}, indent=1) + "\n"
+        return json.dumps(body | {"sha256": json_digest(body)}, indent=1) + "\n"
 
 
 def fingerprint(vocabulary: Vocabulary, splits: dict[str, Split]) -> str:
@@ -109,11 +110,6 @@ def fingerprint(vocabulary: Vocabulary, splits: dict[str, Split]) -> str:
         for shard in splits[name].shards:
             digest.update(shard.sha256.encode())
     return digest.hexdigest()
-
-
-def _digest(body: dict[str, Any]) -> str:
-    """SHA-256 of a JSON object, whatever its layout: dataset.json states its own."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -131,7 +127,7 @@ def load_dataset(folder: Path) -> Dataset:
             raise DataError(
                 f"{path} has format version {body['version']}, this dnascale reads up to {VERSION}: upgrade dnascale."
             )
-        if body.pop("sha256") != _digest(body):
+        if body.pop("sha256") != json_digest(body):
             raise DataError(
                 f"{path} does not match its own digest: it was edited or damaged. Restore it, or prepare the data again."
             )

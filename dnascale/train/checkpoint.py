@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnascale import __version__
 from dnascale.errors import CheckpointError, NumericsError, SpaceError
-from dnascale.files import no_space, sync
+from dnascale.files import json_digest, no_space, sync
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -129,11 +129,7 @@ def _manifest(
         "fragments": fragments,
         "files": files,
     }
-    return body | {"sha256": _digest(body)}
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return body | {"sha256": json_digest(body)}
 
 
 class Checkpoint:
@@ -151,7 +147,7 @@ class Checkpoint:
                     f"{FORMAT} {VERSION}: upgrade dnascale."
                 )
             body = {k: v for k, v in self.manifest.items() if k != "sha256"}
-            if _digest(body) != self.manifest["sha256"]:
+            if json_digest(body) != self.manifest["sha256"]:
                 raise CheckpointError(f"{path} is damaged: it does not match its own digest.")
             self.state = TrainState(**self.manifest["state"])
             self.identity = Identity(**self.manifest["identity"])
