@@ -149,17 +149,28 @@ def data_inspect(data: DataFolder, as_json: Json = False) -> None:
 
 @data_app.command("verify")
 def data_verify(data: DataFolder) -> None:
-    """Compare every shard with its digests; names the first damaged block."""
-    from rich.progress import track
+    """Compare every file with its digest, and every count; names file, block and byte of each fault."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    from dnascale.data.shards import ShardReader, load_dataset
+    from dnascale.data.shards import load_dataset
+    from dnascale.data.verify import verify
+    from dnascale.errors import DataError
 
     dataset = load_dataset(data)
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
+    size = sum(shard.bytes for shard in shards)
     console = _console(stderr=True)
-    for shard in track(shards, "verifying", console=console, transient=True, disable=not console.is_terminal):
-        ShardReader(dataset, shard).verify_file()
-    print(f"{data}: {len(shards)} shards, {sum(s.bytes for s in shards):,} bytes, all digests right")
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("verifying", total=size)
+        faults = verify(dataset, lambda done: bar.advance(task, done))
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise DataError(
+            f"{dataset.location} is damaged in {len(faults)} places. Copy these files again, or prepare the data again."
+        )
+    print(f"{dataset.location}: {len(shards)} shards, {size:,} bytes, all digests and counts right")
 
 
 @app.command()
@@ -192,7 +203,7 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "valid",
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
-    data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved since training.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set folder or URL, if it has moved since training.")] = None,
     as_json: Json = False,
 ) -> None:
     """Held-out loss of a run, beside baselines fitted on the same training data."""
@@ -329,7 +340,7 @@ def _show_dataset(dataset: "Dataset", as_json: bool) -> None:
     for source in dataset.sources:
         for warning in source["warnings"]:
             console.print(f"warning  {warning}", style="yellow")
-    console.print(f"written  {dataset.folder} (fingerprint {dataset.fingerprint[:12]})")
+    console.print(f"written  {dataset.location} (fingerprint {dataset.fingerprint[:12]})")
 
 
 def _show_evaluation(result: "Evaluation") -> None:

@@ -4,10 +4,20 @@ Precedence: defaults here < preset < the user's YAML < overrides on the command 
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from dnascale.errors import UsageError
 
@@ -22,11 +32,61 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class SourceConfig(_Section):
+    path: str = Field(coerce_numbers_to_str=True, description="data set folder or URL")
+    weight: PositiveFloat | None = Field(
+        None, description="relative number of its windows; give all sources one, or none"
+    )
+
+
 class DataConfig(_Section):
-    path: str = Field(coerce_numbers_to_str=True, description="data set folder made by `dnascale prepare`")
-    verify: Literal["checksum", "size"] = Field("checksum", description="how the training shards are checked at start")
+    path: str | None = Field(
+        None, coerce_numbers_to_str=True, description="data set: a folder made by `dnascale prepare`, or its URL"
+    )
+    sources: dict[str, SourceConfig] | None = Field(None, description="several data sets by name, in place of path")
+    temperature: PositiveFloat = Field(
+        1.0, description="sources without weights are drawn as tokens^(1/temperature): 1 by size, more is more even"
+    )
+    lanes: PositiveInt | None = Field(
+        None, description="read this many places of the data at a time, few shards at once; null = shuffle all of it"
+    )
+    lane_windows: PositiveInt = Field(16_384, description="windows shuffled with each other in a lane")
+    verify: Literal["checksum", "start", "size"] = Field(
+        "checksum",
+        description="each block is checked before it is first used, all of them at the start, or only sizes are",
+    )
+    workers: NonNegativeInt = Field(0, description="processes a rank that read ahead, for disks slower than the model")
+    cache: str | None = Field(None, description="folder for data behind a URL; null = ~/.cache/dnascale")
+    cache_limit_gb: PositiveFloat | None = Field(None, description="size that this folder is kept under, in 10^9 bytes")
     separate_records: bool = Field(True, description="records in one window do not attend to each other")
     allow_short_records: bool = Field(False, description="accept a context longer than every training record")
+
+    @model_validator(mode="after")
+    def _sources(self) -> "DataConfig":
+        if (self.path is None) == (not self.sources):
+            raise ValueError(
+                "say what to train on: data.path (a data set folder or URL), or data.sources, and not both"
+            )
+        given = [source.weight is not None for source in (self.sources or {}).values()]
+        if any(given) and not all(given):
+            raise ValueError("give every one of data.sources a weight, or none of them")
+        if self.temperature != 1.0 and (not self.sources or any(given)):
+            raise ValueError("data.temperature is for several data.sources without weights")
+        if self.lanes is None and "lane_windows" in self.model_fields_set and self.lane_windows != 16_384:
+            raise ValueError("data.lane_windows needs data.lanes")
+        return self
+
+    def locations(self) -> dict[str, str]:
+        """Folder or URL of each source by name; a single one is called data."""
+        if self.sources:
+            return {name: source.path for name, source in self.sources.items()}
+        assert self.path is not None
+        return {"data": self.path}
+
+    def weights(self) -> dict[str, float] | None:
+        """Of each source by name, if they are given."""
+        of_each = {name: source.weight for name, source in (self.sources or {}).items()}
+        return {name: weight for name, weight in of_each.items() if weight is not None} or None
 
 
 class ModelConfig(_Section):
@@ -148,7 +208,7 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "train.micro_batch_tokens", "train.engine", "train.device", "train.processes",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.engine", "train.device", "train.processes",
     "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 
@@ -207,11 +267,16 @@ def changes(before: Config, after: Config) -> list[str]:
             out |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
         return out
 
+    def free(key: str) -> bool:
+        # Where a source is may change; which there are, and their weights, may not.
+        moved = re.fullmatch(r"data\.sources\..+\.path", key) is not None and key in old and key in new
+        return moved or any(key == hardware or key.startswith(f"{hardware}.") for hardware in HARDWARE_KEYS)
+
     old, new = leaves(before.model_dump()), leaves(after.model_dump())
     return [
-        f"{key}: {old[key]} -> {new[key]}"
-        for key in old
-        if old[key] != new[key] and not any(key == h or key.startswith(f"{h}.") for h in HARDWARE_KEYS)
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and not free(key)
     ]
 
 
@@ -245,7 +310,7 @@ def _explain(error: Any) -> str:
         prefix = key[: -len(str(error["loc"][-1]))]
         return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields), prefix)}"
     if error["type"] == "missing":
-        hint = " (the data set folder, e.g. data.path=DATA)" if key in ("data", "data.path") else ""
+        hint = " (the data set folder or URL, e.g. data.path=DATA)" if key == "data" else ""
         return f"'{key}' is missing{hint}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])

@@ -48,6 +48,7 @@ def _clean_config(path: Path) -> None:
 def model_card(run: Run) -> str:
     """Markdown: what the model is, what it was trained on, what it reaches."""
     config, state = run.config, run.checkpoint.state
+    names = ", ".join(Path(location).name for location in config.data.locations().values())
     rows = ""
     for path in sorted(run.folder.glob("evaluation-*.json")):
         result = json.loads(path.read_text())
@@ -66,7 +67,7 @@ tags: [dna, genomics, modernbert, masked-language-model]
 
 A character-level DNA language model: ModernBERT, {config.model.layers} layers of {config.model.hidden_size}, context
 {config.model.context} bases, masked language modelling. Trained with dnascale {__version__} for {state.step:,} steps
-({state.tokens:,} tokens) on the data set `{Path(config.data.path).name}` (fingerprint `{run.checkpoint.identity.data}`).
+({state.tokens:,} tokens) on the data `{names}` (fingerprint `{run.checkpoint.identity.data}`).
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnascale.config import Config, parse
-from dnascale.data.shards import Dataset, load_dataset
+from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.train.checkpoint import Checkpoint, require_newest
 
@@ -20,10 +20,10 @@ class Run:
     folder: Path
     config: Config
     checkpoint: Checkpoint
-    data: Path
+    locations: dict[str, str]  # of the data sets by name, where they are now
 
     @classmethod
-    def open(cls, folder: Path, data: Path | None = None) -> "Run":
+    def open(cls, folder: Path, data: str | None = None) -> "Run":
         """`data` is where the data set is now, if it has moved since training. Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint."""
         import yaml
 
@@ -31,16 +31,20 @@ class Run:
         if not path.is_file():
             raise UsageError(f"{folder} is no run folder: it has no config.yaml (dnascale train makes one).")
         config = parse(yaml.safe_load(path.read_text()), str(path))
-        return cls(folder, config, require_newest(folder), data or Path(config.data.path))
+        locations = config.data.locations()
+        if data is not None:
+            if len(locations) > 1:
+                raise UsageError(f"{folder} was trained on {len(locations)} data sets: --data moves only a single one.")
+            locations = dict.fromkeys(locations, data)
+        return cls(folder, config, require_newest(folder), locations)
 
-    def dataset(self) -> Dataset:
-        """The data set it was trained on. Raises DataError, or CheckpointError when other data are there now."""
-        dataset = load_dataset(self.data)
-        if dataset.fingerprint != self.checkpoint.identity.data:
-            raise CheckpointError(
-                f"{dataset.folder} is not the data set that {self.folder} was trained on (another fingerprint)."
-            )
-        return dataset
+    def corpus(self) -> Corpus:
+        """The data it was trained on. Raises DataError, or CheckpointError when other data are there now."""
+        cache = self.config.data.cache
+        corpus = open_corpus(self.locations, cache=Path(cache) if cache else None)
+        if corpus.fingerprint != self.checkpoint.identity.data:
+            raise CheckpointError(f"{corpus.location} is not what {self.folder} was trained on (another fingerprint).")
+        return corpus
 
     def model(self) -> "ModernBertForMaskedLM":
         """The trained Hugging Face model with its fp32 weights."""

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dnascale import __version__
-from dnascale.data.shards import Dataset, Shard, ShardWriter, Split, load_dataset
+from dnascale.data.shards import Dataset, Index, Shard, Split, load_dataset
 from dnascale.data.sources import ReadReport, Record, group_of, read_fasta, resolve_all
+from dnascale.data.writer import ShardWriter
 from dnascale.errors import DataError, UsageError
 from dnascale.files import whole_folder
 from dnascale.vocab import CHARACTER, SOFT_MASK_BIT, Vocabulary
@@ -96,8 +97,7 @@ def prepare(
     """
     paths = resolve_all(sources)
     with whole_folder(out) as work:
-        dataset = _prepare(paths, work, out, options, vocabulary, progress)
-        (work / "dataset.json").write_text(dataset.to_json())
+        _prepare(paths, work, out, options, vocabulary, progress).save(work)
     return load_dataset(out)
 
 
@@ -224,12 +224,12 @@ def _write_split(
                 done += len(piece)
             writer.write(separator)
             progress("writing", len(tokens))
-        shards = sidecar.finish(writer.close())
+        shards = Index.of(sidecar.finish(writer.close()), writer.names)
     plain = counts[:SOFT_MASK_BIT] + counts[SOFT_MASK_BIT:]
     return Split(
         records=len(spool.records),
         bases=int(plain.sum()),
-        tokens=sum(shard.tokens for shard in shards),
+        tokens=int(shards.tokens.sum()),
         longest_record=max(r.length for r in spool.records),
         soft_masked=int(counts[SOFT_MASK_BIT:].sum()),
         composition={vocabulary.tokens[i]: int(plain[i]) for i in np.flatnonzero(plain[: len(vocabulary)])},

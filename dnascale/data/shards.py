@@ -1,41 +1,133 @@
-"""The data set on disk: plain WebDataset tar shards of token blocks, and `dataset.json` that describes them.
+"""The data set on disk: `dataset.json`, an index of shards and blocks, and plain WebDataset tars that hold the tokens.
 
-A shard is an uncompressed USTAR file whose members hold 2^20 tokens each (the last may hold fewer), one
-byte a token. Every member is 512 bytes of header and its tokens, so block k starts at k * (2^20 + 512) + 512
-and the file is read by mapping it; nothing parses the tar. docs/reference/format.md has every byte.
+A split is described by two arrays, `shards.npy` (a row a tar file) and `blocks.npy` (a row a tar member), so that a
+reader finds any token without parsing a tar and knows the checksum of whatever it reads. Of two layouts,
+
+    blocks    what `dnascale prepare` writes: members of 2^20 tokens, separators included, at computed offsets
+    records   tars that others made: one member a record, after each of which a separator is implied
+
+docs/reference/format.md has every byte.
 """
 
 import hashlib
+import io
 import json
-import tarfile
-import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 
+from dnascale.data.cache import Lease
+from dnascale.data.remote import RemoteFile, RemoteFolder, default_cache, is_remote
 from dnascale.errors import DataError
 from dnascale.files import json_digest
-from dnascale.vocab import SOFT_MASK_BIT, Vocabulary
+from dnascale.vocab import Vocabulary
 
 FORMAT = "dnascale-dataset"
 VERSION = 1
 BLOCK_TOKENS = 1 << 20
-SHARD_BLOCKS = 128
-_TAR_HEADER = 512
+TAR_HEADER = 512
+SHARD_NAME = "shard-%06d.tar"
+
+SHARD_ROW = np.dtype([("bytes", "<u8"), ("tokens", "<u8"), ("records", "<u8"), ("blocks", "<u8"), ("sha256", "u1", 32)])
+BLOCK_ROW = np.dtype([("offset", "<u8"), ("tokens", "<u4"), ("crc32", "<u4")])
+
+Layout = Literal["blocks", "records"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
     """One tar file: where it is, how many tokens it holds, and the digests that prove its content."""
 
-    name: str  # relative to the data set folder, e.g. train/shard-000000.tar
+    name: str  # relative to the data set folder, e.g. train/shard-000000.tar; or an absolute path
     bytes: int
     sha256: str
     tokens: int
     records: int
-    crc32: list[int]  # zlib.crc32 of each block's tokens
+    blocks: np.ndarray  # BLOCK_ROW [blocks]
+
+    @property
+    def crc32(self) -> list[int]:
+        """zlib.crc32 of each block's bytes."""
+        checksums: list[int] = self.blocks["crc32"].tolist()
+        return checksums
+
+
+@dataclass(frozen=True, eq=False)
+class Index(Sequence[Shard]):
+    """The shards of a split, as two arrays that are mapped and not parsed: a row a shard, a row a block."""
+
+    names: str | tuple[str, ...]  # one for each shard, or a pattern such as train/shard-%06d.tar
+    shards: np.ndarray  # SHARD_ROW [shards]
+    blocks: np.ndarray  # BLOCK_ROW [blocks], in the order of shards
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], names: str | None = None) -> "Index":
+        """An index of these shards; `names` is a pattern that gives the same names, if there is one."""
+        rows = np.zeros(len(shards), dtype=SHARD_ROW)
+        for row, shard in zip(rows, shards, strict=True):
+            row["bytes"], row["tokens"], row["records"] = shard.bytes, shard.tokens, shard.records
+            row["blocks"], row["sha256"] = len(shard.blocks), np.frombuffer(bytes.fromhex(shard.sha256), np.uint8)
+        blocks = np.concatenate([shard.blocks for shard in shards]) if shards else np.zeros(0, dtype=BLOCK_ROW)
+        return cls(names or tuple(shard.name for shard in shards), rows, blocks)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """int64 [shards]"""
+        return self.shards["tokens"].astype(np.int64)
+
+    @cached_property
+    def first_block(self) -> np.ndarray:
+        """int64 [shards + 1]: row of each shard's first block."""
+        return np.concatenate([[0], np.cumsum(self.shards["blocks"].astype(np.int64))])
+
+    def name(self, number: int) -> str:
+        return self.names % number if isinstance(self.names, str) else self.names[number]
+
+    def blocks_of(self, number: int) -> np.ndarray:
+        """BLOCK_ROW [blocks of the shard]"""
+        return self.blocks[self.first_block[number] : self.first_block[number + 1]]
+
+    def file(self, number: int) -> RemoteFile:
+        row = self.shards[number]
+        return RemoteFile(self.name(number), int(row["bytes"]), row["sha256"].tobytes().hex())
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Shard]: ...
+    def __getitem__(self, number: int | slice) -> Shard | Sequence[Shard]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        row = self.shards[number]
+        return Shard(
+            self.name(number), int(row["bytes"]), row["sha256"].tobytes().hex(), int(row["tokens"]),
+            int(row["records"]), self.blocks_of(number),
+        )  # fmt: skip
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Index) and self.files("") == other.files("") and self.names == other.names
+
+    def files(self, split: str) -> dict[str, bytes]:
+        """The index as files, by name: what is written, and what dataset.json has the digests of."""
+        return {f"{split}/shards.npy": _npy(self.shards), f"{split}/blocks.npy": _npy(self.blocks)}
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """The lease of a file that is here anyway."""
+
+    path: Path
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +140,14 @@ class Split:
     longest_record: int
     soft_masked: int  # bases in lower case
     composition: dict[str, int]
-    shards: list[Shard]
+    shards: Index
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The content of `dataset.json`, and the folder it was read from."""
+    """The content of `dataset.json` and its index, and where they were read from."""
 
-    folder: Path
+    folder: Path  # of a remote data set, its mirror in the cache
     name: str
     created_by: str
     vocabulary: Vocabulary
@@ -66,15 +158,35 @@ class Dataset:
     groups: dict[str, int]
     splits: dict[str, Split]
     block_tokens: int = BLOCK_TOKENS
-    fingerprint: str = ""
+    layout: Layout = "blocks"
+    translate: bytes | None = None  # 256 token ids, one for each byte of a member; None: members hold ids
+    remote: RemoteFolder | None = field(default=None, compare=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary, the layout and every shard digest: two data sets train alike when it is equal."""
+        digest = hashlib.sha256(self.vocabulary.digest.encode())
+        digest.update(self.layout.encode() + (self.translate or b""))
+        for name in sorted(self.splits):
+            digest.update(name.encode() + self.splits[name].shards.shards["sha256"].tobytes())
+        return digest.hexdigest()
+
+    @property
+    def location(self) -> str:
+        """Folder or URL, for messages."""
+        return self.remote.url if self.remote else str(self.folder)
 
     def split(self, name: str) -> Split:
         """Raises DataError when the data set has no such split."""
         if name not in self.splits:
             raise DataError(
-                f"{self.folder} has no split '{name}', it has: {', '.join(self.splits)}; prepare the data with --{name} SHARE."
+                f"{self.location} has no split '{name}', it has: {', '.join(self.splits)}; prepare the data with --{name} SHARE."
             )
         return self.splits[name]
+
+    def lease(self, file: RemoteFile) -> "Lease | LocalFile":
+        """The file's local path, which stays until the lease is closed; a remote file is downloaded and checked first."""
+        return self.remote.lease(file) if self.remote else LocalFile(self.folder / file.name)
 
     def to_json(self) -> str:
         body = {
@@ -90,56 +202,70 @@ class Dataset:
                 "sha256": self.vocabulary.digest,
             },
             "separator": self.vocabulary.sep,
+            "layout": self.layout,
             "block_tokens": self.block_tokens,
+            "translate": self.translate.hex() if self.translate else None,
             "soft_mask_bit": 7 if self.soft_mask_bit else None,
             "sources": self.sources,
             "options": self.options,
             "cleaning": self.cleaning,
             "groups": self.groups,
-            "splits": {name: asdict(split) for name, split in self.splits.items()},
-            "fingerprint": fingerprint(self.vocabulary, self.splits),
+            "splits": {name: _split_to_json(name, split) for name, split in self.splits.items()},
+            "fingerprint": self.fingerprint,
         }
         return json.dumps(body | {"sha256": json_digest(body)}, indent=1) + "\n"
 
-
-def fingerprint(vocabulary: Vocabulary, splits: dict[str, Split]) -> str:
-    """SHA-256 over the vocabulary and every shard digest: two data sets train alike exactly when it is equal."""
-    digest = hashlib.sha256(vocabulary.digest.encode())
-    for name in sorted(splits):
-        digest.update(name.encode())
-        for shard in splits[name].shards:
-            digest.update(shard.sha256.encode())
-    return digest.hexdigest()
+    def save(self, folder: Path) -> None:
+        """Writes the index and then `dataset.json` into `folder`, where the shards are."""
+        for name, split in self.splits.items():
+            for file, content in split.shards.files(name).items():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(content)
+        (folder / "dataset.json").write_text(self.to_json())
 
 
-def load_dataset(folder: Path) -> Dataset:
-    """Reads `dataset.json`. Raises DataError when it is missing, damaged or of a newer format."""
+def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: int | None = None) -> Dataset:
+    """Reads `dataset.json` and the index, from a folder or a URL, and compares them with their digests.
+
+    The files of a URL go through `cache` (default: the user's), which is kept under `cache_limit` bytes. Raises DataError
+    when something is missing, damaged or of a newer format.
+    """
+    if is_remote(str(location)):
+        remote = RemoteFolder(str(location), cache or default_cache(), cache_limit)
+        with remote.lease(RemoteFile("dataset.json", None, None)) as lease:
+            return _parse(lease.path, remote)
+    folder = Path(location)
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data set folder. Make one with: dnascale prepare SOURCE --out {folder}")
     if not path.is_file():
         raise DataError(f"{path} is missing: {folder} is not a finished data set (dnascale prepare writes it last).")
+    return _parse(path, None)
+
+
+def block_offset(block: int, block_tokens: int = BLOCK_TOKENS) -> int:
+    """Byte offset of a block's first token in a tar of layout `blocks`."""
+    return block * (block_tokens + TAR_HEADER) + TAR_HEADER
+
+
+def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
+    where = f"{remote.url}/dataset.json" if remote else str(path)
+    again = "Copy it again, or prepare the data again."
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_bytes())
         if body.get("format") != FORMAT:
-            raise DataError(f"{path} is not a dnascale data set (format {body.get('format')!r}).")
+            raise DataError(f"{where} is not a dnascale data set (format {body.get('format')!r}).")
         if body["version"] > VERSION:
             raise DataError(
-                f"{path} has format version {body['version']}, this dnascale reads up to {VERSION}: upgrade dnascale."
+                f"{where} has format version {body['version']}, this dnascale reads up to {VERSION}: upgrade dnascale."
             )
         if body.pop("sha256") != json_digest(body):
-            raise DataError(
-                f"{path} does not match its own digest: it was edited or damaged. Restore it, or prepare the data again."
-            )
+            raise DataError(f"{where} does not match its own digest: it was edited or damaged. {again}")
         vocabulary = Vocabulary(
             body["vocabulary"]["name"], tuple(body["vocabulary"]["tokens"]), body["vocabulary"]["bases"]
         )
-        splits = {
-            name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
-            for name, split in body["splits"].items()
-        }
         dataset = Dataset(
-            folder=folder,
+            folder=path.parent,
             name=body["name"],
             created_by=body["created_by"],
             vocabulary=vocabulary,
@@ -148,173 +274,65 @@ def load_dataset(folder: Path) -> Dataset:
             options=body["options"],
             cleaning=body["cleaning"],
             groups=body["groups"],
-            splits=splits,
+            splits={},
             block_tokens=body["block_tokens"],
-            fingerprint=body["fingerprint"],
+            layout=body["layout"],
+            translate=bytes.fromhex(body["translate"]) if body["translate"] else None,
+            remote=remote,
         )
+        for name, split in body["splits"].items():
+            index = split.pop("index")
+            rows = {what: _load_rows(dataset, **index[what]) for what in ("shards", "blocks")}
+            dataset.splits[name] = Split(**split, shards=Index(_names(index["names"]), rows["shards"], rows["blocks"]))
+        if dataset.fingerprint != body["fingerprint"]:
+            raise DataError(f"{where} and the index beside it do not belong together (another fingerprint). {again}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Restore it, or prepare the data again."
-        ) from error
+        raise DataError(f"{where} is damaged ({type(error).__name__}: {error}). {again}") from error
     return dataset
 
 
-def block_offset(block: int, block_tokens: int = BLOCK_TOKENS) -> int:
-    """Byte offset of a block's first token in its tar file."""
-    return block * (block_tokens + _TAR_HEADER) + _TAR_HEADER
+def _load_rows(dataset: Dataset, file: str, bytes: int, sha256: str) -> np.ndarray:
+    """A mapped array of the index. Raises DataError when it is missing or is not what dataset.json says."""
+    lease = dataset.lease(RemoteFile(file, bytes, sha256))
+    try:
+        with lease.path.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DataError(
+            f"{lease.path} is missing; dataset.json beside it lists it. Copy it again, or prepare the data again."
+        ) from None
+    if found != sha256:
+        raise DataError(
+            f"{lease.path} does not match its digest in dataset.json: it is damaged. Copy it again, or prepare the data "
+            "again."
+        )
+    if dataset.remote:  # small, and needed for as long as the program runs: the cache may drop the file
+        rows = np.load(lease.path)
+        lease.close()
+        return cast(np.ndarray, rows)
+    return np.load(lease.path, mmap_mode="r")
 
 
-class ShardReader:
-    """The token stream of one shard, read from the mapped file.
-
-    The size is checked here, because a mapped file that is too short kills the process on access.
-    Raises DataError for a missing file or another size.
-    """
-
-    def __init__(self, dataset: Dataset, shard: Shard) -> None:
-        self.path = dataset.folder / shard.name
-        self.info = shard
-        self.block_tokens = dataset.block_tokens
-        try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
-            raise DataError(f"{self.path} is missing; {dataset.folder}/dataset.json lists it.") from None
-        if size != shard.bytes:
-            raise DataError(
-                f"{self.path} has {size:,} bytes, dataset.json says {shard.bytes:,}: the copy is incomplete or changed."
-            )
-        self._file = np.memmap(self.path, dtype=np.uint8, mode="r")
-
-    def read(self, start: int, out: np.ndarray) -> None:
-        """Copies tokens [start, start + len(out)) of the stream into `out` (uint8 [n])."""
-        done = 0
-        while done < len(out):
-            block, offset = divmod(start + done, self.block_tokens)
-            length = min(len(out) - done, self.block_tokens - offset)
-            at = block_offset(block, self.block_tokens) + offset
-            out[done : done + length] = self._file[at : at + length]
-            done += length
-
-    def tokens(self) -> np.ndarray:
-        """The whole stream, uint8 [tokens]."""
-        out = np.empty(self.info.tokens, dtype=np.uint8)
-        self.read(0, out)
-        return out
-
-    def verify(self) -> None:
-        """Compares every block with its checksum. Raises DataError naming shard, block and byte range."""
-        for block, expected in enumerate(self.info.crc32):
-            at = block_offset(block, self.block_tokens)
-            length = min(self.block_tokens, self.info.tokens - block * self.block_tokens)
-            if zlib.crc32(self._file[at : at + length].data) != expected:
-                raise DataError(
-                    f"{self.path}: block {block} (bytes {at:,} to {at + length:,}) does not match its checksum; "
-                    "the file is damaged. Copy or prepare it again."
-                )
-
-    def verify_file(self) -> None:
-        """Compares the whole file, headers included, with its SHA-256. Raises DataError."""
-        self.verify()
-        if hashlib.sha256(self._file.data).hexdigest() != self.info.sha256:
-            raise DataError(f"{self.path}: its tokens are right but its tar headers are damaged (SHA-256 differs).")
+def _split_to_json(name: str, split: Split) -> dict[str, Any]:
+    index: dict[str, Any] = {"names": split.shards.names}
+    for what, (file, content) in zip(("shards", "blocks"), split.shards.files(name).items(), strict=True):
+        index[what] = {"file": file, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {
+        "records": split.records,
+        "bases": split.bases,
+        "tokens": split.tokens,
+        "longest_record": split.longest_record,
+        "soft_masked": split.soft_masked,
+        "composition": split.composition,
+        "index": index,
+    }
 
 
-@dataclass
-class ShardWriter:
-    """Writes one split's token stream as shards. Byte-identical for the same tokens, wherever it runs."""
-
-    folder: Path
-    split: str
-    block_tokens: int = BLOCK_TOKENS
-    shard_blocks: int = SHARD_BLOCKS
-    shards: list[Shard] = field(default_factory=list)
-    _pending: list[np.ndarray] = field(default_factory=list)
-    _pending_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        (self.folder / self.split).mkdir(parents=True, exist_ok=True)
-        self._file: Any = None
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Lets go of an unfinished shard; `close` is what finishes it."""
-        if self._file:
-            self._file.close()
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(shard, token) where the next token goes."""
-        done = self._tokens + self._pending_tokens if self._file else self._pending_tokens
-        return len(self.shards), done
-
-    @property
-    def room(self) -> int:
-        """Tokens that the current shard still takes."""
-        return self.block_tokens * self.shard_blocks - self.position[1]
-
-    def write(self, tokens: np.ndarray) -> None:
-        """Appends tokens (uint8 [n], n <= room) to the current shard, and closes it when full."""
-        self._pending.append(tokens)
-        self._pending_tokens += len(tokens)
-        if self._pending_tokens >= self.block_tokens:
-            stream = np.concatenate(self._pending)
-            whole = len(stream) - len(stream) % self.block_tokens
-            for start in range(0, whole, self.block_tokens):
-                self._write_block(stream[start : start + self.block_tokens])
-            self._pending, self._pending_tokens = [stream[whole:].copy()], len(stream) - whole
-        if self._file and not self.room:
-            self._close_shard()
-
-    def close(self) -> list[Shard]:
-        """Writes what is pending and returns the shards (`records` is filled in by the caller)."""
-        if self._pending_tokens:
-            self._write_block(np.concatenate(self._pending))
-            self._pending, self._pending_tokens = [], 0
-        if self._file:
-            self._close_shard()
-        return self.shards
-
-    def _write_block(self, tokens: np.ndarray) -> None:
-        if self._file is None:
-            self._name = f"{self.split}/shard-{len(self.shards):06d}.tar"
-            self._file = (self.folder / self._name).open("xb")
-            self._sha256, self._bytes, self._tokens, self._crc32 = hashlib.sha256(), 0, 0, list[int]()
-        header = tarfile.TarInfo(f"{len(self.shards):06d}-{len(self._crc32):06d}.bin")
-        header.size = len(tokens)
-        payload = tokens.tobytes()
-        self._put(header.tobuf(tarfile.USTAR_FORMAT))
-        self._put(payload)
-        self._put(bytes(-len(payload) % 512))
-        self._crc32.append(zlib.crc32(payload))
-        self._tokens += len(tokens)
-
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-        self._bytes += len(data)
-
-    def _close_shard(self) -> None:
-        self._put(bytes(1024))  # two zero blocks end a tar archive
-        self._file.close()
-        self._file = None
-        self.shards.append(Shard(self._name, self._bytes, self._sha256.hexdigest(), self._tokens, 0, self._crc32))
+def _names(names: str | list[str]) -> str | tuple[str, ...]:
+    return names if isinstance(names, str) else tuple(names)
 
 
-def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) -> np.ndarray:
-    """The token stream of a split without soft-mask bits, uint8 [tokens] (at most `max_tokens`, whole shards)."""
-    parts: list[np.ndarray] = []
-    for shard in dataset.split(split).shards:
-        parts.append(ShardReader(dataset, shard).tokens() & ~np.uint8(SOFT_MASK_BIT))
-        if max_tokens is not None and sum(map(len, parts)) >= max_tokens:
-            break
-    return np.concatenate(parts)[:max_tokens]
-
-
-def split_records(dataset: Dataset, split: str, max_tokens: int | None = None) -> list[np.ndarray]:
-    """The records of a split, each uint8 [bases]. `max_tokens` bounds the memory; the last record may be cut."""
-    stream = split_stream(dataset, split, max_tokens)
-    separator = dataset.vocabulary.sep
-    parts = np.split(stream, np.flatnonzero(stream == separator) + 1)
-    return [part[part != separator] for part in parts if len(part) > 1]
+def _npy(rows: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(rows), version=(1, 0), allow_pickle=False)
+    return out.getvalue()

@@ -1,96 +1,268 @@
 """From window addresses to batches: uint8 tokens gathered from mapped shards, for one rank of many.
 
-The stream's state is (epoch, position), the same on every rank. It is not a PyTorch DataLoader and is not
+The state of the stream is one integer, the position, the same on every rank. It is not a PyTorch DataLoader and is not
 given to `Accelerator.prepare`, which would deal the windows out a second time.
+
+The gather runs in the training process, many windows at a time. A Python thread beside it would wait for the interpreter
+lock at every shard; worker processes are an option for disks that are slower than the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from dnascale.data.order import Epoch, Windows, next_windows
-from dnascale.data.shards import Dataset, ShardReader
+from dnascale.data.ahead import ShardsAhead
+from dnascale.data.order import Mixture, Order, Windows
+from dnascale.data.read import WindowReader
+from dnascale.data.shards import load_dataset
 from dnascale.errors import DataError
+from dnascale.files import json_digest
+
+#: Tokens gathered and windows ordered in one go: so many that the cost of a call of numpy or torch vanishes.
+_CHUNK_TOKENS = 16 << 20
+_CHUNK_WINDOWS = 1 << 15
+
+
+class Batch:
+    """One micro-batch: `tokens` uint8 [B, S], in pinned memory where there is a GPU, and the windows they came from."""
+
+    __slots__ = ("_chunk", "_first", "tokens")
+
+    def __init__(self, tokens: torch.Tensor, chunk: Windows, first: int) -> None:
+        self.tokens = tokens
+        self._chunk = chunk
+        self._first = first
+
+    @property
+    def windows(self) -> Windows:
+        return self._chunk.take(slice(self._first, self._first + len(self.tokens)))
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """int64 [B]: what the masks are keyed by."""
+        keys = torch.from_numpy(self._chunk.key[self._first : self._first + len(self.tokens)])
+        return keys.pin_memory() if self.tokens.is_pinned() else keys
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch: `tokens` uint8 [B, S] and the windows they came from."""
+class Dealing:
+    """How the windows of a global batch are dealt out: in `accumulation` micro-batches, over `world` ranks in turn.
 
-    tokens: np.ndarray
-    windows: Windows
-
-
-class WindowReader:
-    """Reads windows of one split. Raises DataError for shards that are missing or of the wrong size."""
-
-    def __init__(self, dataset: Dataset, split: str, context: int) -> None:
-        info = dataset.split(split)
-        self.context = context
-        self.shards = [ShardReader(dataset, shard) for shard in info.shards]
-        self.shard_tokens = np.array([shard.tokens for shard in info.shards], dtype=np.int64)
-        if self.shard_tokens.max(initial=0) < context:
-            raise DataError(
-                f"split '{split}' of {dataset.folder} has {info.tokens:,} tokens, fewer than one window of "
-                f"{context:,}: use a smaller model.context or more data."
-            )
-
-    def read(self, windows: Windows) -> Batch:
-        out = np.empty((len(windows), self.context), dtype=np.uint8)
-        # In shard order, so that neighbouring windows share pages.
-        for row in np.lexsort((windows.start, windows.shard)):
-            self.shards[windows.shard[row]].read(int(windows.start[row]), out[row])
-        return Batch(out, windows)
-
-
-@dataclass
-class TrainStream:
-    """Endless batches of one rank. Global batch t is the same set of windows for every world size.
-
-    A global batch of G windows is cut into `accumulation` micro-batches of G / accumulation windows, and each
-    of these into `world` equal, contiguous parts.
+    Raises ValueError unless they divide equally. With `world` a divisor of the order's lanes, a rank keeps its lanes.
     """
 
-    reader: WindowReader
-    seed: int
     global_windows: int
-    accumulation: int
-    rank: int
-    world: int
-    epoch: int = 0
-    position: int = 0
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
 
     def __post_init__(self) -> None:
-        if Epoch.of(self.reader.shard_tokens, self.reader.context, self.seed, 0).count == 0:
-            raise DataError("the training split holds no whole window: use a smaller model.context or more data.")
         if self.global_windows % (self.accumulation * self.world):
             raise ValueError(f"{self.global_windows} windows do not divide by {self.accumulation} x {self.world}")
 
-    def next_step(self) -> Iterator[Batch]:
-        """The micro-batches of this rank for one optimizer step; moves the state on."""
-        windows, self.epoch, self.position = next_windows(
-            self.reader.shard_tokens, self.reader.context, self.seed, self.epoch, self.position, self.global_windows
-        )
-        share = self.global_windows // (self.accumulation * self.world)
-        for micro in range(self.accumulation):
-            begin = (micro * self.world + self.rank) * share
-            yield self.reader.read(windows.take(slice(begin, begin + share)))
+    @property
+    def micro_windows(self) -> int:
+        """Windows of one micro-batch of one rank."""
+        return self.global_windows // (self.accumulation * self.world)
+
+    def positions(self, position: int, steps: int) -> np.ndarray:
+        """Positions of this rank in `steps` global batches from `position` on: int64 [steps * accumulation * micro]."""
+        return position + np.arange(self.rank, steps * self.global_windows, self.world)
 
 
-def covering_windows(shard_tokens: np.ndarray, context: int) -> tuple[Windows, np.ndarray]:
-    """Windows that hold every token of a split once: (windows, first) for evaluation.
+class TrainStream:
+    """The micro-batches of one rank, without end. Global batch t is the same set of windows for every world size.
 
-    Each shard is cut at multiples of `context`; its tail is covered by a window that ends at the shard's end, in
-    which only positions from `first` on (int64 [n]) are to be counted. A shard shorter than `context` is left out.
+    Also a PyTorch-shaped iterable: iterating gives the micro-batches of the rest of an epoch, `len` is their number in a
+    whole one, `set_epoch`, `state_dict` and `load_state_dict` move the position. A global batch belongs to the epoch that
+    it begins in, so no window is left out or repeated, and every rank has as many batches.
+
+    `workers` processes gather ahead where reading is slower than training. They do not change what is delivered.
     """
-    tokens = np.asarray(shard_tokens, dtype=np.int64)
-    whole, tail = tokens // context, np.where(tokens >= context, tokens % context, 0)
-    count = whole + (tail > 0)
-    shard = np.repeat(np.arange(len(tokens)), count)
-    place = np.arange(len(shard)) - np.repeat(np.cumsum(count) - count, count)
-    in_tail = place == whole[shard]
-    start = np.where(in_tail, tokens[shard] - context, place * context)
-    first = np.where(in_tail, context - tail[shard], 0)
-    windows = Windows(np.zeros_like(shard), shard, start, np.arange(len(shard), dtype=np.int64))
-    return windows, first
+
+    def __init__(
+        self, reader: WindowReader, order: Order, dealing: Dealing, position: int = 0, workers: int = 0
+    ) -> None:
+        self.reader = reader
+        self.order = order
+        self.dealing = dealing
+        self.position = position  # windows of all ranks before the next step
+        self.workers = workers
+        self._ahead = ShardsAhead(reader, order, dealing.rank, dealing.world)
+        self._steps: Iterator[list[Batch]] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        data: str | Path | Sequence[str | Path],
+        context: int,
+        global_windows: int,
+        *,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        split: str = "train",
+        weights: Sequence[float] | None = None,
+        lanes: int | None = None,
+        lane_windows: int = 16_384,
+        workers: int = 0,
+    ) -> "TrainStream":
+        """The stream of a data set (folder or URL), or of a mixture of several, by default in equal shares."""
+        reader, order = open_order(data, context, seed, split, weights, lanes, lane_windows)
+        return cls(reader, order, Dealing(global_windows, accumulation, rank, world), workers=workers)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step begins in."""
+        return self.position // self.order.epoch_windows
+
+    def next_step(self) -> list[Batch]:
+        """The micro-batches of this rank for one optimizer step; moves the position on."""
+        if self._steps is None:
+            self._steps = self._read_ahead(self.position)
+        step = next(self._steps)
+        self.position += self.dealing.global_windows
+        return step
+
+    def seek(self, position: int) -> None:
+        """Goes on from `position`, a number of windows since the beginning."""
+        self.position = position
+        self._steps = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the first global batch that begins in `epoch`."""
+        self.seek(self._first_step(epoch) * self.dealing.global_windows)
+
+    def __len__(self) -> int:
+        """Micro-batches of this rank in the current epoch."""
+        return (self._first_step(self.epoch + 1) - self._first_step(self.epoch)) * self.dealing.accumulation
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The micro-batches of the rest of the current epoch. The position moves on with the last of each step."""
+        end = self._first_step(self.epoch + 1) * self.dealing.global_windows
+        while self.position < end:
+            if self._steps is None:
+                self._steps = self._read_ahead(self.position)
+            steps = self._steps
+            step = next(steps)
+            yield from step[:-1]
+            if self._steps is steps:  # nobody has moved the position meanwhile
+                self.position += self.dealing.global_windows
+            yield step[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, the same on every rank: as of the last whole step that was handed out."""
+        return {"position": self.position, "order": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the state was taken, with any world size. Raises DataError if the order is another one."""
+        if state["order"] != self._identity():
+            raise DataError(
+                "this state of the data was saved with other data, another context, seed, mixture or number of lanes: "
+                "its position has no meaning here."
+            )
+        self.seek(state["position"])
+
+    def _first_step(self, epoch: int) -> int:
+        return -(-epoch * self.order.epoch_windows // self.dealing.global_windows)
+
+    def _identity(self) -> str:
+        order = self.order
+        return json_digest(
+            {
+                "data": [dataset.fingerprint for dataset in self.reader.sources],
+                "split": self.reader.split,
+                "context": self.reader.context,
+                "seed": order.seed,
+                "mixture": order.mixture.counts.tolist() if order.mixture else None,
+                "lanes": [order.lanes, order.lane_windows] if order.lanes else None,
+            }
+        )
+
+    def _read_ahead(self, position: int) -> Iterator[list[Batch]]:
+        """Step after step, gathered many at a time."""
+        each, accumulation = self.dealing.micro_windows, self.dealing.accumulation
+        for tokens, windows in self._gathered(position):
+            batches = [Batch(part, windows, number * each) for number, part in enumerate(tokens.split(each))]
+            for step in range(0, len(batches), accumulation):
+                yield batches[step : step + accumulation]
+
+    def _gathered(self, position: int) -> Iterator[tuple[torch.Tensor, Windows]]:
+        """Chunk after chunk. The first is one step, so that it is there soon, and each next one is twice as large."""
+        pin = torch.cuda.is_available()
+        chunks = _Chunks(self.reader, self.order, self.dealing)
+        if not self.workers:
+            for begin, steps in chunks.sizes(position):
+                self._ahead.look(begin)
+                yield chunks.read(begin, steps, pin)
+        loader: Any = DataLoader(
+            chunks, batch_size=None, sampler=chunks.sizes(position), num_workers=self.workers, pin_memory=pin
+        )
+        for begin, tokens, columns in loader:
+            self._ahead.look(begin)
+            yield tokens, Windows(*columns.numpy())
+
+
+def open_order(
+    data: str | Path | Sequence[str | Path],
+    context: int,
+    seed: int = 0,
+    split: str = "train",
+    weights: Sequence[float] | None = None,
+    lanes: int | None = None,
+    lane_windows: int = 16_384,
+) -> tuple[WindowReader, Order]:
+    """The windows of a data set (folder or URL) and their order, or those of a mixture, by default in equal shares."""
+    places = [data] if isinstance(data, str | Path) else list(data)
+    reader = WindowReader([load_dataset(place) for place in places], split, context)
+    mixture = Mixture(weights or [1.0] * len(places)) if len(places) > 1 else None
+    return reader, Order(reader.grids(), seed, mixture, lanes, lane_windows)
+
+
+class _Chunks(TorchDataset[tuple[int, torch.Tensor, torch.Tensor]]):
+    """What one rank reads in a number of consecutive steps."""
+
+    def __init__(self, reader: WindowReader, order: Order, dealing: Dealing) -> None:
+        self.reader = reader
+        self.order = order
+        self.dealing = dealing
+        self.step_windows = dealing.global_windows // dealing.world
+        self.most_steps = max(1, _CHUNK_TOKENS // (self.step_windows * reader.context))
+        self._ordered = 0, 0, Windows.empty(0)  # steps from which position on, and their windows
+
+    def sizes(self, position: int) -> Iterator[tuple[int, int]]:
+        """(position, steps) of chunk after chunk, without end."""
+        steps = 1
+        while True:
+            yield position, steps
+            position += steps * self.dealing.global_windows
+            steps = min(2 * steps, self.most_steps)
+
+    def read(self, position: int, steps: int, pin: bool) -> tuple[torch.Tensor, Windows]:
+        """Tokens uint8 [n, context] and windows of this rank in `steps` steps from `position` on."""
+        windows = self._windows(position, steps)
+        return self.reader.read(windows, pin), windows
+
+    def _windows(self, position: int, steps: int) -> Windows:
+        begin, known, windows = self._ordered
+        skip, off = divmod(position - begin, self.dealing.global_windows)
+        if off or skip < 0 or skip + steps > known:
+            # Long windows are few in a chunk, and are ordered for several chunks at once.
+            known = max(steps, _CHUNK_WINDOWS // self.step_windows) if steps == self.most_steps else steps
+            windows = self.order.windows(self.dealing.positions(position, known))
+            self._ordered, skip = (position, known, windows), 0
+        return windows.take(slice(skip * self.step_windows, (skip + steps) * self.step_windows))
+
+    def __getitem__(self, chunk: tuple[int, int]) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """The same in a worker process: position, tokens, and the columns of the windows as int64 [4, n]."""
+        tokens, windows = self.read(*chunk, pin=False)
+        self.reader.release()
+        columns = np.stack([windows.epoch, windows.shard, windows.start, windows.key])
+        return chunk[0], tokens, torch.from_numpy(columns)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from dnascale.data.masking import mask_group
-from dnascale.data.stream import WindowReader, covering_windows
+from dnascale.data.read import WindowReader, covering_windows
 from dnascale.errors import DataError
 from dnascale.vocab import PREDICTED_BASES, SOFT_MASK_BIT, Vocabulary
 
@@ -67,9 +67,8 @@ def held_out_loss(
     sums = torch.zeros(3, PREDICTED_BASES, dtype=torch.float64)
     for begin in range(0, share, batch_windows):
         rows = mine[begin : begin + batch_windows]
-        batch = reader.read(windows.take(rows))
-        tokens = torch.from_numpy(batch.tokens).to(device)
-        keys = torch.from_numpy(batch.windows.key).to(device)
+        tokens = reader.read(windows.take(rows)).to(device)
+        keys = torch.from_numpy(windows.key[rows]).to(device)
         counted = torch.from_numpy(first[rows][:, None] <= np.arange(reader.context)[None, :])
         counted = (counted & torch.from_numpy(real[begin : begin + batch_windows, None])).to(device)
         truth = tokens.long() & ~SOFT_MASK_BIT

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dnascale.data.shards import split_records
-from dnascale.data.stream import WindowReader, covering_windows
+from dnascale.data.read import covering_windows, split_records
 from dnascale.evaluate.baselines import Baseline, fit_and_score
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
 from dnascale.runs import Run
@@ -51,12 +50,10 @@ def evaluate(
     from dnascale.data.masking import Masking
     from dnascale.model.modernbert import MaskedLanguageModel
 
-    dataset = run.dataset()
-    reader = WindowReader(dataset, split, run.config.model.context)
-    for shard in reader.shards:
-        shard.verify()
+    corpus = run.corpus()
+    reader = corpus.reader(split, run.config.model.context)
     chosen = torch.device(choose_device(device))
-    masking = Masking(dataset.vocabulary, **run.config.masking.model_dump())
+    masking = Masking(corpus.vocabulary, **run.config.masking.model_dump())
     bf16 = run.config.train.precision == "bf16"
     model = MaskedLanguageModel(
         run.model(), masking, run.config.data.separate_records, autocast=torch.bfloat16 if bf16 else None
@@ -72,11 +69,15 @@ def evaluate(
             progress("evaluating", done, total)
 
     batch_windows = max(1, run.config.train.micro_batch_tokens // run.config.model.context)
-    loss = held_out_loss(model.logits, reader, dataset.vocabulary, chosen, batch_windows, progress=advance)
+    loss = held_out_loss(model.logits, reader, corpus.vocabulary, chosen, batch_windows, progress=advance)
     families = itertools.count()
     baselines = fit_and_score(
-        split_records(dataset, "train", MAX_FIT_TOKENS),
-        split_records(dataset, split),
+        [
+            r
+            for one in corpus.sources.values()
+            for r in split_records(one, "train", MAX_FIT_TOKENS // len(corpus.sources))
+        ],
+        [record for one in corpus.sources.values() for record in split_records(one, split)],
         progress=lambda what: progress(what, next(families), 3) if progress is not None else None,
     )
     result = Evaluation(str(run.folder), run.checkpoint.state.step, split, loss, baselines)

@@ -7,7 +7,8 @@ from typing import TextIO
 import yaml
 
 from dnascale.config import Config, changes, parse, to_yaml
-from dnascale.data.shards import Dataset
+from dnascale.data.corpus import Corpus
+from dnascale.data.remote import is_remote
 from dnascale.errors import UsageError
 from dnascale.files import explained, hold, write_whole
 from dnascale.train.environment import environment
@@ -50,15 +51,17 @@ def hold_run(run: Path) -> TextIO:
         raise explained(error, run) from error
 
 
-def write_run_files(run: Path, config: Config, dataset: Dataset, step: int) -> None:
+def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> None:
     """config.yaml once, and again under another name for what an allowed change replaces; environment.json each start."""
-    described = environment() | {"data": str(dataset.folder.resolve()), "data_fingerprint": dataset.fingerprint}
-    kept = config.model_copy(
+    described = environment() | {"data": corpus.location, "data_fingerprint": corpus.fingerprint}
+    data = config.data.model_copy(
         update={
-            "data": config.data.model_copy(update={"path": str(dataset.folder.resolve())}),
-            "run": config.run.model_copy(update={"allow_change": False}),
+            "path": config.data.path and _resolved(config.data.path),
+            "sources": config.data.sources
+            and {n: s.model_copy(update={"path": _resolved(s.path)}) for n, s in config.data.sources.items()},
         }
     )
+    kept = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"allow_change": False})})
     path = run / "config.yaml"
     try:
         if path.is_file() and path.read_text() != to_yaml(kept):
@@ -69,6 +72,10 @@ def write_run_files(run: Path, config: Config, dataset: Dataset, step: int) -> N
         (run / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise explained(error, run) from error
+
+
+def _resolved(location: str) -> str:
+    return location if is_remote(location) else str(Path(location).resolve())
 
 
 def require_visible(run: Path) -> None:

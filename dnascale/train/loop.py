@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from dnascale.config import Config
+from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.data.masking import Masking
-from dnascale.data.order import Epoch
-from dnascale.data.shards import Dataset, load_dataset
-from dnascale.data.stream import Batch, TrainStream, WindowReader
+from dnascale.data.order import Order
+from dnascale.data.read import WindowReader
+from dnascale.data.stream import Batch, Dealing, TrainStream
 from dnascale.errors import CheckpointError, DataError, NumericsError, UsageError
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
@@ -71,7 +72,7 @@ class Job:
     run: Path
     accelerator: "Accelerator"
     batching: Batching
-    dataset: Dataset
+    corpus: Corpus
     valid: WindowReader | None
     engine: Engine
     identity: checkpoint.Identity
@@ -85,7 +86,7 @@ def train(config: Config) -> Path:
     """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes."""
     job = _assemble(config)
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
-    from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.dataset, job.state.step))
+    from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
     together(job.accelerator, lambda: require_visible(job.run))
     recorder = together(job.accelerator, lambda: _open_recorder(job))
     _announce(job)
@@ -111,26 +112,26 @@ def _assemble(config: Config) -> Job:
     screen = Screen(accelerator.is_main_process)
 
     # Open the data, and check the shards.
-    dataset = together(accelerator, lambda: load_dataset(Path(config.data.path)))
-    reader = together(accelerator, lambda: _open_training_data(config, dataset))
-    valid = together(accelerator, lambda: _open_valid(config, dataset))
+    corpus = together(accelerator, lambda: _open_corpus(config))
+    reader, order = together(accelerator, lambda: _open_training_data(config, corpus))
+    valid = together(accelerator, lambda: corpus.held_out("valid", config.model.context))
     together(accelerator, lambda: _verify(config, reader, accelerator, screen))
 
     # Build the model; settle how many steps.
-    hf = build(config.model, dataset.vocabulary, config.train.seed)
+    hf = build(config.model, corpus.vocabulary, config.train.seed)
     autocast = torch.bfloat16 if config.train.precision == "bf16" and deepspeed is None else None
-    masking = Masking(dataset.vocabulary, **config.masking.model_dump())
+    masking = Masking(corpus.vocabulary, **config.masking.model_dump())
     module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast).to(accelerator.device)
     config = from_main(accelerator, lambda: settle_config(run, config))
-    config = _with_steps(accelerator, config, batching, reader, module, screen)
+    config = _with_steps(accelerator, config, batching, reader, order, module, screen)
     assert config.train.steps is not None
 
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
     engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     identity = checkpoint.Identity(
         model={key: getattr(hf.config, key) for key in _MODEL_KEYS},
-        vocabulary=dataset.vocabulary.digest,
-        data=dataset.fingerprint,
+        vocabulary=corpus.vocabulary.digest,
+        data=corpus.fingerprint,
     )
     state = TrainState(total_steps=config.train.steps)
     saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
@@ -140,12 +141,10 @@ def _assemble(config: Config) -> Job:
         together(accelerator, lambda: saved.require(identity, engine.shapes))
         checkpoint.load(saved, engine)
         state = replace(saved.state, total_steps=config.train.steps)
-    stream = TrainStream(
-        reader, config.train.seed, batching.global_windows, batching.accumulation,
-        accelerator.process_index, world, state.epoch, state.position,
-    )  # fmt: skip
+    dealing = Dealing(batching.global_windows, batching.accumulation, accelerator.process_index, world)
+    stream = TrainStream(reader, order, dealing, state.position, config.data.workers)
     return Job(
-        config, run, accelerator, batching, dataset, valid, engine, identity, state, stream, screen,
+        config, run, accelerator, batching, corpus, valid, engine, identity, state, stream, screen,
         resumed=saved is not None,
     )  # fmt: skip
 
@@ -165,7 +164,7 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
             save = last or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if save or state.step % config.log.every == 0:
-                line = meter.line(job.accelerator, state, config, rate, gradient_norm)
+                line = meter.line(job.accelerator, state, config, rate, gradient_norm, job.stream.order.epoch_windows)
                 recorder.write("train", **line)
                 job.screen.step(state, line, valid_loss)
             with meter.paused():
@@ -183,10 +182,10 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
 
 def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> float:
     """One optimizer step; moves the state on. Returns the gradient norm. Raises NumericsError if it is not finite."""
-    micro_batches = job.stream.next_step()
-    for micro in range(job.batching.accumulation):
+    with meter.waiting():
+        micro_batches = job.stream.next_step()
+    for micro, batch in enumerate(micro_batches):
         with meter.waiting():
-            batch = next(micro_batches)
             tokens, keys = _to_device(batch, job.accelerator.device)
         meter.add(batch.windows, job.engine.backward(tokens, keys, last=micro == job.batching.accumulation - 1))
     if check is not None:
@@ -202,41 +201,42 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
         ) from None
     state.step += 1
     state.tokens += job.config.train.global_batch_tokens
-    state.epoch, state.position = job.stream.epoch, job.stream.position
+    state.position = job.stream.position
     meter.steps += 1
     return gradient_norm
 
 
-def _open_training_data(config: Config, dataset: Dataset) -> WindowReader:
-    split = dataset.split("train")
+def _open_corpus(config: Config) -> Corpus:
+    data = config.data
+    limit = None if data.cache_limit_gb is None else int(data.cache_limit_gb * 1e9)
+    return open_corpus(
+        data.locations(), data.weights(), data.temperature, Path(data.cache) if data.cache else None, limit
+    )
+
+
+def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
     context = config.model.context
-    reader = WindowReader(dataset, "train", context)
-    if context > split.longest_record and not config.data.allow_short_records:
+    reader = corpus.reader("train", context, "size" if config.data.verify == "size" else "checksum")
+    longest = corpus.longest_record("train")
+    if context > longest and not config.data.allow_short_records:
         raise DataError(
-            f"model.context={context} is longer than the longest training record ({split.longest_record:,} bases), so "
+            f"model.context={context} is longer than the longest training record ({longest:,} bases), so "
             f"no base could ever see that far: use a smaller model.context, or data.allow_short_records=true to pack "
             "several records into each window all the same."
         )
-    if config.masking.repeat_weight != 1.0 and not dataset.soft_mask_bit:
+    if config.masking.repeat_weight != 1.0 and not corpus.soft_mask_bit:
         raise DataError(
             f"masking.repeat_weight={config.masking.repeat_weight} needs the soft mask in the shards: prepare the data "
             "with --soft-mask."
         )
-    return reader
-
-
-def _open_valid(config: Config, dataset: Dataset) -> WindowReader | None:
-    if "valid" not in dataset.splits or dataset.splits["valid"].tokens < config.model.context:
-        return None
-    return WindowReader(dataset, "valid", config.model.context)
+    return reader, corpus.order(reader, config.train.seed, config.data.lanes, config.data.lane_windows)
 
 
 def _verify(config: Config, reader: WindowReader, accelerator: "Accelerator", screen: Screen) -> None:
-    """Each rank checks its share of the shards."""
-    if config.data.verify == "checksum":
-        share = reader.shards[accelerator.process_index :: accelerator.num_processes]
-        for shard in screen.track(share, "verifying shards"):
-            shard.verify()
+    """Each rank looks at its share of the shards: sizes, and checksums too with data.verify=start."""
+    of_all = range(accelerator.process_index, len(reader.shard_tokens), accelerator.num_processes)
+    for shard in screen.track(of_all, "verifying shards"):
+        reader.check(shard, blocks=config.data.verify == "start")
 
 
 def _with_steps(
@@ -244,6 +244,7 @@ def _with_steps(
     config: Config,
     batching: Batching,
     reader: WindowReader,
+    order: Order,
     module: "MaskedLanguageModel",
     screen: Screen,
 ) -> Config:
@@ -252,24 +253,24 @@ def _with_steps(
         return config
     if config.train.minutes is not None:
         screen.note("timing a few steps to fit train.minutes")
-        seconds = _time_step(accelerator, config, batching, reader, module)
+        seconds = _time_step(
+            accelerator, config, batching, TrainStream(reader, order, Dealing(batching.micro_windows)), module
+        )
         return with_steps(config, max(10, int(config.train.minutes * 60 / seconds)))
     assert config.train.epochs is not None
-    windows = Epoch.of(reader.shard_tokens, reader.context, config.train.seed, 0).count
-    return with_steps(config, max(1, round(config.train.epochs * windows / batching.global_windows)))
+    return with_steps(config, max(1, round(config.train.epochs * order.epoch_windows / batching.global_windows)))
 
 
 def _time_step(
     accelerator: "Accelerator",
     config: Config,
     batching: Batching,
-    reader: WindowReader,
+    stream: TrainStream,
     module: "MaskedLanguageModel",
 ) -> float:
     """Seconds of one optimizer step of a copy of the bare model here; the slowest rank counts."""
     trial = copy.deepcopy(module)
     optimizer = build_optimizer(trial, config.optimizer)
-    stream = TrainStream(reader, config.train.seed, batching.micro_windows, 1, 0, 1)
     micro_batches, updates = [], []
     for _ in range(30):
         begin = time.monotonic()
@@ -302,22 +303,19 @@ def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]
 def _open_recorder(job: Job) -> Recorder:
     if not job.accelerator.is_main_process:
         return Recorder()
-    wandb = Wandb(job.config, job.run, {"data_fingerprint": job.dataset.fingerprint})
+    wandb = Wandb(job.config, job.run, {"data_fingerprint": job.corpus.fingerprint})
     return Recorder(MetricsFile(job.run / "metrics.jsonl", job.state.step), wandb)
 
 
 def _announce(job: Job) -> None:
     """Says what will happen, before it does: device, dtype, attention and engine first, then every derived number."""
-    job.screen.header(job.config, job.engine, job.batching, job.dataset, job.stream, job.state)
+    job.screen.header(job.config, job.engine, job.batching, job.corpus, job.stream, job.state)
     if job.resumed:
         job.screen.print(f"resumed  from the checkpoint of step {job.state.step:,}")
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, keys = torch.from_numpy(batch.tokens), torch.from_numpy(batch.windows.key)
-    if device.type == "cuda":
-        tokens, keys = tokens.pin_memory(), keys.pin_memory()
-    return tokens.to(device, non_blocking=True), keys.to(device, non_blocking=True)
+    return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True)
 
 
 def _require_distinct(accelerator: "Accelerator", digest: int) -> None:
@@ -339,7 +337,7 @@ def _validate(job: Job) -> float:
 
     job.engine.module.eval()
     result = held_out_loss(
-        job.engine.forward, job.valid, job.dataset.vocabulary, accelerator.device, job.batching.micro_windows,
+        job.engine.forward, job.valid, job.corpus.vocabulary, accelerator.device, job.batching.micro_windows,
         max_windows=job.config.evaluation.windows, passes=1,
         rank=accelerator.process_index, world=world, reduce=over_ranks,
     )  # fmt: skip

@@ -169,7 +169,13 @@ class Meter:
         self._started += time.monotonic() - begin
 
     def line(
-        self, accelerator: "Accelerator", state: TrainState, config: Config, rate: float, gradient_norm: float
+        self,
+        accelerator: "Accelerator",
+        state: TrainState,
+        config: Config,
+        rate: float,
+        gradient_norm: float,
+        epoch_windows: int,
     ) -> dict[str, Any]:
         """The line to write, summed over ranks; begins anew. Collective. Raises NumericsError for a loss that is not finite."""
         nats, weight, masked_nats, masked_weight = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
@@ -182,7 +188,7 @@ class Meter:
         line = {
             "step": state.step,
             "tokens": state.tokens,
-            "epoch": state.epoch,
+            "epoch": state.position / epoch_windows,
             "position": state.position,
             "loss": loss,
             "masked_loss": masked_nats / max(masked_weight, 1.0),

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from dnascale.train.metrics import LN4
@@ -11,7 +12,7 @@ from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
     from dnascale.config import Config
-    from dnascale.data.shards import Dataset
+    from dnascale.data.corpus import Corpus
     from dnascale.data.stream import TrainStream
     from dnascale.train.engines import Engine
     from dnascale.train.loop import Batching
@@ -36,13 +37,11 @@ class Screen:
         config: "Config",
         engine: "Engine",
         batching: "Batching",
-        dataset: "Dataset",
+        corpus: "Corpus",
         stream: "TrainStream",
         state: TrainState,
     ) -> None:
         """First line: device, dtype, attention, engine. Then every derived number."""
-        from dnascale.data.order import Epoch
-
         device = engine.accelerator.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         if device.type == "cpu":
@@ -57,8 +56,16 @@ class Screen:
             f"{processes}",
             style="bold",
         )
-        split, context = dataset.split("train"), config.model.context
-        windows = Epoch.of(stream.reader.shard_tokens, context, config.train.seed, 0).count
+        context, windows = config.model.context, stream.order.epoch_windows
+        shares = np.array(corpus.weights) / sum(corpus.weights)
+        data = "".join(
+            f"data     {dataset.location}: {dataset.split('train').records:,} records, "
+            f"{dataset.split('train').bases:,} bases, {grid.count:,} windows an epoch"
+            + (f", {share:.2%} of the windows" if len(shares) > 1 else "")
+            + "\n"
+            for dataset, grid, share in zip(corpus.sources.values(), stream.order.grids, shares, strict=True)
+        )
+        lanes = f", {config.data.lanes} lanes of {config.data.lane_windows:,} windows" if config.data.lanes else ""
         parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(
             torch.Size(shape).numel() for shape in engine.shapes.values()
         )  # fmt: skip
@@ -66,11 +73,11 @@ class Screen:
         self.console.print(
             f"model    {parameters:,} parameters: {config.model.layers} layers of {config.model.hidden_size}, "
             f"context {context}\n"
-            f"data     {dataset.folder}: {split.records:,} records, {split.bases:,} bases, {windows:,} windows an epoch\n"
+            f"{data}"
             f"step     {config.train.global_batch_tokens:,} tokens = {batching.world} x {batching.accumulation} x "
             f"{batching.micro_windows} windows (processes x accumulation x micro-batch); "
             f"{engine.module.masking.count(context)} of {context} bases predicted\n"
-            f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs "
+            f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs{lanes} "
             f"-> {config.run.dir}"
         )
 

@@ -11,8 +11,7 @@ class TrainState:
     total_steps: int
     step: int = 0  # optimizer steps done
     tokens: int = 0  # tokens trained on
-    epoch: int = 0  # data position: the next window is number `position` of epoch `epoch`
-    position: int = 0
+    position: int = 0  # in the order of the data: windows trained on since the beginning, over all epochs
     seconds: float = 0.0  # wall time spent in training steps, over all restarts
 
     def to_dict(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_the_exported_folder_gives_the_training_models_logits_without_dnascale(r
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout.splitlines()[-1])
     opened = Run.open(run)
-    ids = torch.tensor([opened.dataset().vocabulary.encode(sequence)])
+    ids = torch.tensor([opened.corpus().vocabulary.encode(sequence)])
     with torch.no_grad():
         expected = opened.model()(input_ids=ids).logits[0]
     assert loaded["dtype"] == "torch.float32"

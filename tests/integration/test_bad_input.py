@@ -115,7 +115,8 @@ def test_a_damaged_shard_is_found_before_training(human_cds: Dataset, tmp_path: 
     content = bytearray(shard.read_bytes())
     content[1_500_000] ^= 4
     shard.write_bytes(content)
-    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'data'}"))
+    words = ("train.steps=1", "data.verify=start", f"data.path={tmp_path / 'data'}")
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, *words))
     assert outcome.code == 3
     assert "shard-000000.tar: block 1 " in outcome.error
     assert dnascale("data", "verify", tmp_path / "data").code == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jobs import TINY, dnascale, launch, metrics, require_deepspeed, train, train_words
 
-from dnascale.data.shards import Dataset, load_dataset
+from dnascale.data.shards import Dataset, Index, load_dataset
 from dnascale.files import hold
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
@@ -70,10 +70,13 @@ def test_an_error_on_one_rank_is_said_once_and_names_it(human_cds: Dataset, tmp_
     dataset = load_dataset(data)
     shard = dataset.splits["train"].shards[0]
     shutil.copy(data / shard.name, data / "train" / "shard-000001.tar")
-    damaged = replace(shard, name="train/shard-000001.tar", crc32=[0, *shard.crc32[1:]])
-    train = replace(dataset.splits["train"], shards=[shard, damaged])
-    (data / "dataset.json").write_text(replace(dataset, splits=dataset.splits | {"train": train}).to_json())
-    outcome = dnascale(*train_words(tmp_path / "run", dataset, "train.steps=1"), processes=2)
+    blocks = shard.blocks.copy()
+    blocks["crc32"][0] ^= 1
+    damaged = replace(shard, name="train/shard-000001.tar", blocks=blocks)
+    train = replace(dataset.splits["train"], shards=Index.of([shard, damaged]))
+    replace(dataset, splits=dataset.splits | {"train": train}).save(data)
+    words = train_words(tmp_path / "run", dataset, "train.steps=1", "data.verify=start")
+    outcome = dnascale(*words, processes=2)
     assert outcome.code == 3
     assert outcome.output.count("dnascale: error: ") == 1
     assert outcome.error.startswith("rank 1: ")

@@ -43,7 +43,7 @@ def test_presets_are_those_documented() -> None:
 
 
 def test_a_preset_without_data_says_what_is_missing() -> None:
-    with pytest.raises(UsageError, match=r"'data' is missing \(the data set folder, e\.g\. data\.path=DATA\)"):
+    with pytest.raises(UsageError, match=r"'data' is missing \(the data set folder or URL, e\.g\. data\.path=DATA\)"):
         load_config("book", [])
 
 
@@ -133,6 +133,14 @@ def test_a_bad_value_is_refused_with_its_key(override: str) -> None:
         (["model.hidden_size=6", "model.heads=2"], "an even multiple"),
         (["masking.replace_with_random=0.5"], r"masking\.replace_with_mask \+ masking\.replace_with_random"),
         (["schedule.warmup=0.6", "schedule.decay=0.5"], r"schedule\.warmup \+ schedule\.decay must not exceed 1"),
+        (["data.path=null"], r"say what to train on: data\.path .*, or data\.sources, and not both"),
+        (["data.sources.a.path=x"], "not both"),
+        (
+            ["data.path=null", "data.sources={a: {path: x, weight: 1}, b: {path: y}}"],
+            r"give every one of data\.sources a weight, or none",
+        ),
+        (["data.temperature=2"], r"data\.temperature is for several data\.sources without weights"),
+        (["data.lane_windows=64"], r"data\.lane_windows needs data\.lanes"),
         (["train.steps=null"], r"say how long to train .*: train\.steps, train\.minutes or train\.epochs"),
         (
             ["train.global_batch_tokens=8193"],
@@ -193,7 +201,7 @@ def test_hardware_keys_may_change_and_every_other_key_is_shown() -> None:
     before = nano()
     assert changes(before, before) == []
     free = nano(
-        "data.path=OTHER", "data.verify=size", "train.micro_batch_tokens=256", "train.engine=zero3",
+        "data.path=OTHER", "data.verify=size", "data.workers=2", "data.cache=C", "data.cache_limit_gb=1", "train.micro_batch_tokens=256", "train.engine=zero3",
         "train.device=cpu", "train.processes=4", "checkpoint.every=7", "checkpoint.keep=9", "evaluation.every=3",
         "log.every=2", "log.wandb=offline", "run.dir=elsewhere", "run.allow_change=true",
     )  # fmt: skip
@@ -214,6 +222,25 @@ def test_every_leaf_is_either_free_to_change_or_reported() -> None:
         found = changes(before, before.model_copy(update={section: changed_section}))
         free = any(key == hardware or key.startswith(f"{hardware}.") for hardware in HARDWARE_KEYS)
         assert [line.split(":")[0] for line in found] == ([] if free else [key])
+
+
+def test_a_source_may_move_and_neither_its_weight_nor_the_set_of_sources_may_change() -> None:
+    def mixed(*overrides: str) -> Config:
+        sources = [
+            "data.sources.a.path=A",
+            "data.sources.a.weight=1",
+            "data.sources.b.path=B",
+            "data.sources.b.weight=2",
+        ]
+        return load_config("nano", [*sources, "train.steps=1", *overrides])
+
+    assert mixed().data.locations() == {"a": "A", "b": "B"}
+    assert mixed().data.weights() == {"a": 1.0, "b": 2.0}
+    assert changes(mixed(), mixed("data.sources.a.path=https://host/a")) == []
+    assert changes(mixed(), mixed("data.sources.b.weight=3")) == ["data.sources.b.weight: 2.0 -> 3.0"]
+    for other in (mixed("data.sources.c={path: C, weight: 1}"), nano()):
+        assert changes(mixed(), other)
+        assert changes(other, mixed())
 
 
 def test_hardware_keys_exist() -> None:

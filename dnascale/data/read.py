@@ -1,0 +1,131 @@
+"""Windows gathered from mapped shards into one tensor, and windows that cover a split for evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dnascale.data.mapped import MappedShards, Verify, memory
+from dnascale.data.order import Grid, Windows
+from dnascale.data.shards import Dataset
+from dnascale.errors import DataError
+from dnascale.vocab import SOFT_MASK_BIT
+
+
+class WindowReader:
+    """Reads windows of one split of one or several data sets, whose shards are numbered one after the other."""
+
+    def __init__(
+        self, sources: Dataset | Sequence[Dataset], split: str, context: int, verify: Verify = "checksum"
+    ) -> None:
+        """Raises DataError when a data set has no such split, or none of its shards holds a window."""
+        self.sources = [sources] if isinstance(sources, Dataset) else list(sources)
+        self.split = split
+        self.context = context
+        self.shards = [MappedShards(dataset, split, verify) for dataset in self.sources]
+        self.shard_tokens = np.concatenate([shards.tokens for shards in self.shards])
+        self.first_shard = np.cumsum([0] + [len(shards.tokens) for shards in self.shards])
+        for dataset, shards in zip(self.sources, self.shards, strict=True):
+            if shards.tokens.max(initial=0) < context:
+                raise DataError(
+                    f"split '{split}' of {dataset.location} has {shards.tokens.sum():,} tokens, fewer than one window of "
+                    f"{context:,}: use a smaller model.context or more data."
+                )
+
+    def grids(self) -> list[Grid]:
+        """The windows of each source."""
+        return [Grid.of(shards.tokens, self.context) for shards in self.shards]
+
+    def read(self, windows: Windows, pin: bool = False) -> torch.Tensor:
+        """The tokens of n windows: uint8 [n, context], in pinned memory if `pin`. Raises DataError for damaged shards.
+
+        The memory belongs to whoever holds the tensor; PyTorch and the C library use it again once it is let go.
+        """
+        out = torch.empty(len(windows), self.context, dtype=torch.uint8, pin_memory=pin)
+        if len(windows):
+            self._gather(windows, out)
+        return out
+
+    def _gather(self, windows: Windows, out: torch.Tensor) -> None:
+        # Source by source: rows, shards, and where the windows lie.
+        parts: list[tuple[slice | np.ndarray, MappedShards, np.ndarray, np.ndarray]] = []
+        if len(self.shards) == 1:
+            parts.append((slice(None), self.shards[0], windows.shard, windows.start))
+        else:
+            source = np.searchsorted(self.first_shard, windows.shard, side="right") - 1
+            for one, shards in enumerate(self.shards):
+                mine = np.flatnonzero(source == one)
+                parts.append((mine, shards, windows.shard[mine] - self.first_shard[one], windows.start[mine]))
+        located = [shards.locate(shard, start, self.context) for _, shards, shard, start in parts]
+        # All that is mapped lies in one range of addresses, of which the windows are rows of an overlapping view.
+        address = located[0][0] if len(parts) == 1 else np.empty(len(windows), dtype=np.int64)
+        if len(parts) > 1:
+            for (rows, *_), (of_source, _) in zip(parts, located, strict=True):
+                address[rows] = of_source
+        low, high = int(address.min()), int(address.max())
+        view = torch.from_numpy(memory(low, high - low + self.context))
+        view = view.as_strided((high - low + 1, self.context), (1, 1))
+        torch.index_select(view, 0, torch.from_numpy(address - low), out=out)
+        # Windows over several blocks have read the tar header between them, and are read again in pieces.
+        tokens = out.numpy()
+        for (rows, shards, shard, start), (_, apart) in zip(parts, located, strict=True):
+            if shards.translates:
+                tokens[rows] = shards.translate(tokens[rows])
+            if len(apart):
+                there = apart if isinstance(rows, slice) else rows[apart]
+                tokens[there] = shards.read_apart(shard[apart], start[apart], self.context)
+
+    def check(self, shard: int, blocks: bool) -> None:
+        """Looks at the size of a shard, and compares all its blocks with their checksums if `blocks`. Raises DataError."""
+        one = int(np.searchsorted(self.first_shard, shard, side="right")) - 1
+        check = self.shards[one].check_all if blocks else self.shards[one].check_size
+        check(shard - int(self.first_shard[one]))
+
+    def release(self) -> None:
+        """Closes the shards whose files a cache may want to drop."""
+        for mapped in self.shards:
+            if mapped.dataset.remote:
+                mapped.keep([])
+
+    def keep(self, shards: np.ndarray) -> None:
+        """Closes all shards but these (int64), so that a cache may drop their files."""
+        for first, mapped in zip(self.first_shard.tolist(), self.shards, strict=False):
+            mapped.keep((shards[(first <= shards) & (shards < first + len(mapped.tokens))] - first).tolist())
+
+
+def covering_windows(shard_tokens: np.ndarray, context: int) -> tuple[Windows, np.ndarray]:
+    """Windows that hold every token of a split once: (windows, first) for evaluation.
+
+    Each shard is cut at multiples of `context`; its tail is covered by a window that ends at the shard's end, in
+    which only positions from `first` on (int64 [n]) are to be counted. A shard shorter than `context` is left out.
+    """
+    tokens = np.asarray(shard_tokens, dtype=np.int64)
+    whole, tail = tokens // context, np.where(tokens >= context, tokens % context, 0)
+    count = whole + (tail > 0)
+    shard = np.repeat(np.arange(len(tokens)), count)
+    place = np.arange(len(shard)) - np.repeat(np.cumsum(count) - count, count)
+    in_tail = place == whole[shard]
+    start = np.where(in_tail, tokens[shard] - context, place * context)
+    first = np.where(in_tail, context - tail[shard], 0)
+    windows = Windows(np.zeros_like(shard), shard, start, np.arange(len(shard), dtype=np.int64))
+    return windows, first
+
+
+def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) -> np.ndarray:
+    """The token stream of a split without soft-mask bits, uint8 [tokens] (at most `max_tokens`, whole shards)."""
+    shards = MappedShards(dataset, split)
+    parts: list[np.ndarray] = []
+    for number in range(len(shards.tokens)):
+        parts.append(shards.stream(number) & ~np.uint8(SOFT_MASK_BIT))
+        shards.keep([])
+        if max_tokens is not None and sum(map(len, parts)) >= max_tokens:
+            break
+    return np.concatenate(parts)[:max_tokens]
+
+
+def split_records(dataset: Dataset, split: str, max_tokens: int | None = None) -> list[np.ndarray]:
+    """The records of a split, each uint8 [bases]. `max_tokens` bounds the memory; the last record may be cut."""
+    stream = split_stream(dataset, split, max_tokens)
+    separator = dataset.vocabulary.sep
+    parts = np.split(stream, np.flatnonzero(stream == separator) + 1)
+    return [part[part != separator] for part in parts if len(part) > 1]
