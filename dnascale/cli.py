@@ -44,7 +44,7 @@ class Device(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Data set folder.")]
+DataFolder = Annotated[str, typer.Argument(metavar="DATA", help="Data set folder or URL.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 

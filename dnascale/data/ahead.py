@@ -10,8 +10,8 @@ from dnascale.data.remote import RemoteFile
 
 #: Shards wished for besides those that are being read.
 _SHARDS = 8
-#: Windows of this rank that are looked at in one go, and at most.
-_STRETCH, _FURTHEST = 1 << 15, 1 << 22
+#: Tokens of this rank that are looked at in one go, and at most.
+_STRETCH_TOKENS, _FURTHEST_TOKENS = 1 << 24, 1 << 31
 
 
 class ShardsAhead:
@@ -21,6 +21,9 @@ class ShardsAhead:
         self.reader = reader
         self.order = order
         self._rank, self._world = rank, world
+        windows = min(max(1, _STRETCH_TOKENS // reader.context), order.epoch_windows)
+        self._stretch = windows * world  # positions
+        self._furthest = max(1, _FURTHEST_TOKENS // reader.context) * world
         self._remote = any(dataset.remote for dataset in reader.sources)
         self._seen: deque[tuple[int, np.ndarray]] = deque()  # of each stretch: where it ends, its shards as they come
         self._end = 0
@@ -30,15 +33,15 @@ class ShardsAhead:
         """The stream is at `position`: wishes for what comes next. Does nothing for local data."""
         if not self._remote:
             return
-        if not (self._seen and self._seen[0][0] - _STRETCH * self._world <= position < self._end):
+        if not (self._seen and self._seen[0][0] - self._stretch <= position < self._end):
             self._seen.clear()
             self._end = position
         while self._seen and self._seen[0][0] <= position:
             self._seen.popleft()
         while self._wants_more(position):
-            windows = self.order.windows(self._end + np.arange(self._rank, _STRETCH * self._world, self._world))
+            windows = self.order.windows(self._end + np.arange(self._rank, self._stretch, self._world))
             shards, first = np.unique(windows.shard, return_index=True)
-            self._end += _STRETCH * self._world
+            self._end += self._stretch
             self._seen.append((self._end, shards[np.argsort(first)]))
         wished = list(dict.fromkeys(shard for _, shards in self._seen for shard in shards.tolist()))
         if wished != self._wished:
@@ -50,7 +53,7 @@ class ShardsAhead:
         if not self._seen:
             return True
         known = {shard for _, shards in self._seen for shard in shards.tolist()}
-        return len(known) < len(self._seen[0][1]) + _SHARDS and self._end - position < _FURTHEST * self._world
+        return len(known) < len(self._seen[0][1]) + _SHARDS and self._end - position < self._furthest
 
     def _prefetch(self) -> None:
         for first, mapped in zip(self.reader.first_shard.tolist(), self.reader.shards, strict=False):

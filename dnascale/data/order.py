@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
-#: Shards of fewer windows take their phase from what the last window leaves over, so that the shift costs no window.
+#: Shards of fewer windows give up none of them for the shift of the grid.
 _FEW_WINDOWS = 64
 
 #: Names of what is drawn, so that no two draws share a hash.
@@ -42,7 +42,7 @@ def hash64(*parts: int | np.ndarray) -> np.ndarray:
 def permute(index: np.ndarray, size: int, key: int | np.ndarray, inverse: bool = False) -> np.ndarray:
     """A keyed bijection of [0, size), or its inverse: int64 indices of any shape -> int64 of the same shape.
 
-    `key` is a uint64, or an array of them, one for each index. A Feistel network with cycle walking (Black and Rogaway,
+    `key` is a hash (uint64), or an array of them, one for each index; sizes go up to 2^62. A Feistel network with cycle walking (Black and Rogaway,
     "Ciphers with arbitrary finite domains", 2002): values outside [0, size) are sent through again. The domain is a
     rectangle that holds `size` with less than one row to spare, so few are. Raises ValueError for an index outside.
     """
@@ -69,7 +69,7 @@ def _network(x: np.ndarray, size: int, keys: np.ndarray, inverse: bool) -> np.nd
     rows, last = np.uint32(-(-size >> bits)), np.uint32((1 << bits) - 1)
     row, column = (x >> bits).astype(np.uint32), x.astype(np.uint32) & last
     words = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
-    turns = range(6 if size >= 4096 else 16)  # small rectangles need more to look random
+    turns = range(6 if size >= 4096 else 24)  # small rectangles need more to look random
     for turn in reversed(turns) if inverse else turns:
         salt = words[turn % 2] + np.uint32(turn // 2 * 0x9E3779B9 & 0xFFFFFFFF)
         if turn % 2:
@@ -130,9 +130,9 @@ class Windows:
 class Grid:
     """The windows of `context` tokens that one source holds in every epoch, numbered shard by shard.
 
-    A shard of T tokens has (T - context + 1) // context windows, for any phase below `context`; a shard of fewer than 64
-    windows has T // context, and a phase of at most T % context. Tokens before the phase and after the last window
-    are not seen in that epoch: fewer than 2 * context a shard.
+    A shard of T tokens has (T - context + 1) // context windows, a shard shorter than 64 windows has T // context. The phase
+    is any that leaves them whole. Tokens before it and after the last window are not seen in that epoch: fewer than
+    2 * context a shard, and every token is seen in some epochs.
     """
 
     context: int
@@ -142,9 +142,8 @@ class Grid:
     @classmethod
     def of(cls, shard_tokens: np.ndarray, context: int) -> "Grid":
         tokens = np.asarray(shard_tokens, dtype=np.int64)
-        few = tokens < _FEW_WINDOWS * context
-        windows = np.where(few, tokens, np.maximum(tokens - context + 1, 0)) // context
-        slack = np.where(few, tokens % context + 1, context)
+        windows = np.where(tokens < _FEW_WINDOWS * context, tokens, tokens - context + 1) // context
+        slack = np.where(windows > 0, tokens - windows * context + 1, 1)
         return cls(context, slack, np.concatenate([[0], np.cumsum(windows)]))
 
     @property
@@ -172,30 +171,33 @@ class Grid:
 
 
 class Mixture:
-    """Which source the window at each position comes from: exact in proportion, and spread out evenly.
+    """Which source the window at each position comes from: exact in proportion, and spread out.
 
     Weights are rounded to n_i / 10,000. Every run of 10,000 positions, wherever it begins, holds exactly n_i windows of
-    source i, because the sequence of sources has that period; within the period the windows of a source are as evenly
-    apart as the others allow. Each source counts its own windows, and so its own epochs.
+    source i, because the sequence of sources has that period, and about one in each of n_i equal parts of it. Each source
+    counts its own windows, and so its own epochs.
     """
 
     PERIOD = 10_000
 
     def __init__(self, weights: Sequence[float]) -> None:
-        """Raises ValueError for weights that are not positive, or so small that they round to no window in 10,000."""
+        """Raises ValueError for weights that are not positive, or so small that a source gets none of 10,000 windows."""
         share = np.asarray(weights, dtype=np.float64)
         if not (len(share) and np.isfinite(share).all() and (share > 0).all()):
             raise ValueError("weights must be positive numbers")
+        share = share / share.max()
         quota = share / share.sum() * self.PERIOD
         self.counts = np.floor(quota).astype(np.int64)
         missing = self.PERIOD - int(self.counts.sum())
         self.counts[np.argsort(self.counts - quota, kind="stable")[:missing]] += 1  # largest remainders
         if (self.counts == 0).any():
-            raise ValueError(f"a weight below {0.5 / self.PERIOD:g} of the total gets no window in {self.PERIOD:,}")
-        # The k-th of n windows is due at (k + 1/2) / n of the period.
+            raise ValueError(f"one is so small that its source gets none of {self.PERIOD:,} windows")
+        # The k-th of n windows is due in the k-th of n equal parts of the period: where in it is drawn, so that sources of
+        # the same weight do not take turns in step with the ranks.
         source = np.repeat(np.arange(len(share)), self.counts)
         turn = np.arange(self.PERIOD) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
-        due = np.argsort((turn + 0.5) / self.counts[source], kind="stable")
+        draw = (hash64(_SOURCE, source, turn) >> np.uint64(11)) / 2.0**53
+        due = np.argsort((turn + draw) / self.counts[source], kind="stable")
         self._source, self._turn = source[due], turn[due]
 
     def sources(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +234,7 @@ class Order:
     """The order of all windows: position -> window, for one or several sources.
 
     By default each epoch of a source is shuffled as a whole. With `lanes`, the shards of an epoch follow each other in
-    random order and are cut into that many lanes; position q takes from lane q % lanes, and each lane is shuffled within
+    random order and are cut into that many lanes; position q of an epoch takes from lane q % lanes, and each lane is shuffled within
     stretches of `lane_windows`. Only a few shards a lane are in use at a time, which is what remote data and data larger
     than memory want. Lanes belong to the run and never follow from the number of processes.
     """
@@ -247,8 +249,10 @@ class Order:
     ) -> None:
         if min(grid.count for grid in grids) == 0:
             raise ValueError("a source holds no whole window")
-        if len(grids) > 1 and (mixture is None or len(mixture.counts) != len(grids)):
+        if len(grids) != (1 if mixture is None else len(mixture.counts)):
             raise ValueError("several sources need a mixture of as many weights")
+        if lane_windows < 1 or (lanes is not None and lanes < 1):
+            raise ValueError("lanes and lane_windows must be at least 1")
         self.grids = list(grids)
         self.seed = seed
         self.mixture = mixture
@@ -277,6 +281,10 @@ class Order:
 
     def positions(self, windows: Windows) -> np.ndarray:
         """The inverse: int64 [n]. Raises ValueError for windows that are not of this order."""
+        if len(windows) and (
+            windows.shard.min() < 0 or windows.shard.max() >= self._first_shard[-1] or windows.epoch.min() < 0
+        ):
+            raise ValueError("a window is of no shard, or of no epoch")
         out = np.empty(len(windows), dtype=np.int64)
         source = np.searchsorted(self._first_shard, windows.shard, side="right") - 1
         for one, epoch in sorted(set(zip(source.tolist(), windows.epoch.tolist(), strict=True))):
@@ -295,14 +303,14 @@ class Order:
         count = self.grids[source].count
         if not len(index):
             return Windows.empty(0)
-        epochs = range(int(index.min()) // count, int(index.max()) // count + 1)
-        if len(epochs) == 1:
-            return self._of_epoch(source, epochs[0], index - epochs[0] * count)
+        first, last = int(index.min()) // count, int(index.max()) // count
+        if first == last:
+            return self._of_epoch(source, first, index - first * count)
         out = Windows.empty(len(index))
-        for epoch in epochs:
-            rows = np.flatnonzero(index // count == epoch)
-            if rows.size:
-                out.put(rows, self._of_epoch(source, epoch, index[rows] - epoch * count))
+        of_each = index // count
+        for epoch in (first, last) if last == first + 1 else np.unique(of_each).tolist():
+            rows = np.flatnonzero(of_each == epoch)
+            out.put(rows, self._of_epoch(source, epoch, index[rows] - epoch * count))
         return out
 
     def _of_epoch(self, source: int, epoch: int, position: np.ndarray) -> Windows:

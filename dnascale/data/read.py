@@ -1,5 +1,6 @@
 """Windows gathered from mapped shards into one tensor, and windows that cover a split for evaluation."""
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,31 @@ from dnascale.data.order import Grid, Windows
 from dnascale.data.shards import Dataset
 from dnascale.errors import DataError
 from dnascale.vocab import SOFT_MASK_BIT
+
+
+class _Buffers:
+    """Memory for batches, used again once nobody holds it: fresh pages for each would cost as much as the gather."""
+
+    _MOST = 4  # that lie idle
+
+    def __init__(self) -> None:
+        self._idle: list[np.ndarray] = []
+
+    def take(self, size: int) -> torch.Tensor:
+        """uint8 [size], whose content is undefined."""
+        fitting = [buffer for buffer in self._idle if len(buffer) >= size]
+        buffer = fitting[-1] if fitting else np.empty(size, dtype=np.uint8)
+        self._idle = [other for other in fitting if other is not buffer][: self._MOST - 1]  # too small ones go
+        lent = buffer[:]
+        weakref.finalize(lent, self._give_back, buffer).atexit = False  # when the last tensor over it is gone
+        return torch.from_numpy(lent)[:size]
+
+    def _give_back(self, buffer: np.ndarray) -> None:
+        self._idle.append(buffer)
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy for another process begins with none."""
+        return {"_idle": []}
 
 
 class WindowReader:
@@ -24,6 +50,7 @@ class WindowReader:
         self.context = context
         self.shards = [MappedShards(dataset, split, verify) for dataset in self.sources]
         self.shard_tokens = np.concatenate([shards.tokens for shards in self.shards])
+        self._buffers = _Buffers()
         self.first_shard = np.cumsum([0] + [len(shards.tokens) for shards in self.shards])
         for dataset, shards in zip(self.sources, self.shards, strict=True):
             if shards.tokens.max(initial=0) < context:
@@ -39,9 +66,13 @@ class WindowReader:
     def read(self, windows: Windows, pin: bool = False) -> torch.Tensor:
         """The tokens of n windows: uint8 [n, context], in pinned memory if `pin`. Raises DataError for damaged shards.
 
-        The memory belongs to whoever holds the tensor; PyTorch and the C library use it again once it is let go.
+        The memory belongs to whoever holds the tensor, or a part of it; it is used again once nobody does.
         """
-        out = torch.empty(len(windows), self.context, dtype=torch.uint8, pin_memory=pin)
+        shape = len(windows), self.context
+        if pin:  # PyTorch keeps such memory and uses it again by itself
+            out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            out = self._buffers.take(len(windows) * self.context).view(shape)
         if len(windows):
             self._gather(windows, out)
         return out

@@ -40,7 +40,7 @@ _LOOK = 0.5  # seconds between looks for room, each a scan of the cache
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _URL = re.compile(_SCHEME.pattern + r"[^\s'\"<>]*")  # inside a sentence
 #: user:password@, also where the password holds a slash that should have been written %2F; a port is no password.
-_LOGIN = re.compile(r"(?<=://)(?:[^/?#@\s]*@|[^/?#@:\s]+:(?!\d*/)\S*@)")
+_LOGIN = re.compile(r"(?<=://)(?:[^/?#@:\[\s]+:(?!\d*/)\S*@|[^/?#\s]*@)")
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 
 _LATER = "check the network and the server, then run the same command again; what has arrived is kept"
@@ -125,7 +125,7 @@ class RemoteFolder:
         attempts = self._attempts(file)
         try:
             while True:
-                attempts.until(lambda: lock.take(exclusive=False), "another process is still downloading it")
+                attempts.until(lambda: lock.take(exclusive=False), "another download of it is still under way")
                 if self._present(file):
                     # Eviction goes by atime; mtime stays the time of the download.
                     with suppress(PermissionError):
@@ -220,7 +220,7 @@ class RemoteFolder:
             if not room.fits and (size > limit or time.monotonic() > end):
                 raise DataError(
                     f"{attempts.url} ({size:,} bytes) does not fit the cache {self._cache.root}, whose limit is {limit:,} "
-                    f"bytes, of which the processes of this node are using {room.used:,}: raise data.cache_limit, or lower "
+                    f"bytes, of which the processes of this node are using {room.used:,}: raise data.cache_limit_gb, or lower "
                     "data.lanes."
                 )
             return room.fits
@@ -408,8 +408,9 @@ class _Attempts:
         self._met[fault.words] = None
         if fault.advice or self._row >= self._retry.attempts:
             raise self._error(fault.advice or _LATER)
-        wait = random.uniform(0, min(self._retry.cap, self._retry.base * 2 ** (self._row - 1)))
-        wait = max(wait, fault.wait)
+        longest = min(self._retry.cap, self._retry.base * 2 ** (self._row - 1))
+        # Not from the seeded generator: it is the same in every process, and they would all ask at the same moment.
+        wait = max(random.SystemRandom().uniform(0, longest), fault.wait)
         if time.monotonic() + wait > self._end:
             raise self._error(_LATER, late=True)
         self._pause(wait)
@@ -467,8 +468,9 @@ class _Source:
         return bytes(content)
 
     def _open(self) -> Any:
-        from fsspec.config import conf
+        from fsspec.config import apply_config
         from fsspec.core import url_to_fs
+        from fsspec.registry import get_filesystem_class
 
         options: dict[str, dict[str, Any]] = {}
         if self._protocol in ("http", "https"):
@@ -476,9 +478,9 @@ class _Source:
             options = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"trust_env": True}}
         elif self._protocol in ("s3", "s3a"):
             options = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
-        given = conf.get(self._protocol, {})
-        merged = {key: {**given.get(key, {}), **value} for key, value in options.items()}
         try:
+            given = apply_config(get_filesystem_class(self._protocol), {})  # the user's own settings
+            merged = {key: {**given.get(key, {}), **value} for key, value in options.items()}
             files = url_to_fs(self._url, skip_instance_cache=True, **merged)[0]
         except ImportError:
             package = _PACKAGES.get(self._protocol, "another package")

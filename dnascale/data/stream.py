@@ -54,7 +54,7 @@ class Batch:
 class Dealing:
     """How the windows of a global batch are dealt out: in `accumulation` micro-batches, over `world` ranks in turn.
 
-    Raises ValueError unless they divide equally. With `world` a divisor of the order's lanes, a rank keeps its lanes.
+    Raises ValueError unless they divide equally. With `world` a divisor of the order's lanes, a rank keeps to a part of them.
     """
 
     global_windows: int
@@ -234,7 +234,9 @@ class _Chunks(TorchDataset[tuple[int, torch.Tensor, torch.Tensor]]):
         self.order = order
         self.dealing = dealing
         self.step_windows = dealing.global_windows // dealing.world
-        self.most_steps = max(1, _CHUNK_TOKENS // (self.step_windows * reader.context))
+        # Few epochs of very small data, each of which is drawn by itself.
+        windows = min(_CHUNK_TOKENS // reader.context, 4 * order.epoch_windows)
+        self.most_steps = max(1, windows // self.step_windows)
         self._ordered = 0, 0, Windows.empty(0)  # steps from which position on, and their windows
 
     def sizes(self, position: int) -> Iterator[tuple[int, int]]:
@@ -255,7 +257,8 @@ class _Chunks(TorchDataset[tuple[int, torch.Tensor, torch.Tensor]]):
         skip, off = divmod(position - begin, self.dealing.global_windows)
         if off or skip < 0 or skip + steps > known:
             # Long windows are few in a chunk, and are ordered for several chunks at once.
-            known = max(steps, _CHUNK_WINDOWS // self.step_windows) if steps == self.most_steps else steps
+            ahead = min(_CHUNK_WINDOWS, 4 * self.order.epoch_windows) // self.step_windows
+            known = max(steps, ahead) if steps == self.most_steps else steps
             windows = self.order.windows(self.dealing.positions(position, known))
             self._ordered, skip = (position, known, windows), 0
         return windows.take(slice(skip * self.step_windows, (skip + steps) * self.step_windows))

@@ -8,10 +8,9 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise, product
-from pathlib import Path
+from itertools import islice, product
 from threading import Lock
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -23,7 +22,7 @@ from dnascale.vocab import SOFT_MASK_BIT
 #: Bytes read at a time, and places of a wrong byte tried at a time.
 _PIECE = 1 << 20
 #: Ways to put a file right that are compared with its SHA-256: one is right, others fit the checksums by chance.
-_WAYS = 16
+_WAYS = 64
 
 
 class _Tally(NamedTuple):
@@ -37,10 +36,11 @@ class _Tally(NamedTuple):
 
 
 def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: None) -> list[str]:
-    """A sentence for each fault of each file; none means that every byte is right, and every count of tokens and records.
+    """A sentence for each fault of each file; none means that every byte is right, and every number of tokens and records.
 
     `progress` is told of the bytes of shards as they are read, by one thread at a time. `dataset.json` and the index were
-    compared with their digests when the data set was loaded. Memory: 4 MiB a thread, and 50 bytes a record of its shard.
+    compared with their digests when the data set was loaded. Memory: 4 MiB a thread and some 50 bytes a record of its
+    shard; 20 MiB while a wrong byte is looked for.
     """
     lock = Lock()
 
@@ -60,51 +60,15 @@ def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: No
                 faults += of_shard
                 tallies.append(tally)
             where = f"{dataset.location}, split '{name}'"
-            faults += (f"{where}: {fault}." for fault in _split_faults(split, tallies, dataset.soft_mask_bit))
+            faults += (f"{where}: {fault}." for fault in _wrong_sums(split, tallies, dataset.soft_mask_bit))
     return faults
 
 
-def one_byte_errors(syndrome: int, length: int) -> list[tuple[int, int]]:
-    """Where one wrong byte of `length` may be, if it changed their CRC-32 by XOR `syndrome`: [(place, XOR of the byte)].
-
-    CRC-32 is linear: a byte that is wrong by e, with n bytes behind it, changes the checksum by e put through n + 1 steps
-    of the shift register. So the syndrome is stepped back; where it is less than 256 after n + 1 steps, it is an e.
-    """
-    step, states = _STEP_BACK, _apply(_STEP_BACK, np.array([syndrome], dtype=np.uint32))
-    while len(states) < min(length, _PIECE):  # the syndrome after 1 to n steps, and then n steps at once
-        states, step = np.concatenate([states, _apply(step, states)]), _apply(step, step)
-    errors: list[tuple[int, int]] = []
-    for done in range(0, length, len(states)):
-        behind = np.flatnonzero(states[: length - done] < 256)
-        errors += zip((length - 1 - done - behind).tolist(), states[behind].tolist(), strict=True)
-        states = _apply(step, states)
-    return errors
-
-
-def _apply(step: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """A linear map of 32-bit words, given as what each value of each of their bytes becomes (uint32 [4, 256])."""
-    out: np.ndarray = step[0][states & 255] ^ step[1][states >> 8 & 255]
-    return out ^ step[2][states >> 16 & 255] ^ step[3][states >> 24]
-
-
-def _step_back() -> np.ndarray:
-    """The inverse of what a byte 0 does to the register of CRC-32, as a linear map."""
-    value = np.arange(256, dtype=np.uint32)
-    forward = np.array([isal_zlib.crc32(bytes([v])) ^ isal_zlib.crc32(b"\0") for v in range(256)], dtype=np.uint32)
-    last = np.empty_like(value)
-    last[forward >> 24] = forward << 8 ^ value
-    return np.stack([value << 8, value << 16, value << 24, last])
-
-
-_STEP_BACK = _step_back()
-
-
-def _split_faults(split: Split, tallies: Sequence[_Tally | None], soft_mask_bit: bool) -> Iterator[str]:
+def _wrong_sums(split: Split, tallies: Sequence[_Tally | None], soft_mask_bit: bool) -> Iterator[str]:
     """What is wrong with the counts of a split. Where a shard is damaged, only what needs no tokens is compared."""
-    index = split.shards
-    tokens, blocks = int(index.tokens.sum()), int(index.first_block[-1])
-    if len(index.blocks) != blocks:
-        yield f"blocks.npy has {len(index.blocks):,} rows, its shards have {blocks:,} blocks"
+    tokens, blocks = int(split.shards.tokens.sum()), int(split.shards.first_block[-1])
+    if len(split.shards.blocks) != blocks:
+        yield f"blocks.npy has {len(split.shards.blocks):,} rows, its shards have {blocks:,} blocks"
     if split.tokens != tokens:
         yield f"dataset.json says {split.tokens:,} tokens, its shards have {tokens:,}"
     known = [tally for tally in tallies if tally]
@@ -130,7 +94,7 @@ def _split_faults(split: Split, tallies: Sequence[_Tally | None], soft_mask_bit:
 
 
 class _ShardCheck:
-    """One shard, and the file of its records."""
+    """One shard, and the file beside it that names its records."""
 
     def __init__(self, dataset: Dataset, split: Split, number: int, advance: Callable[[int], None]) -> None:
         self.dataset = dataset
@@ -139,32 +103,35 @@ class _ShardCheck:
         self.shard = split.shards[number]
         self.advance = advance
         self.path = dataset.folder / self.shard.name
+        self.stored = dataset.layout == "blocks"  # whether separators are
+        ids = set(dataset.translate or ())  # if none of them is to be noticed, the letters need no look
+        self.plain = bool(ids) and max(ids) < len(dataset.vocabulary) and dataset.vocabulary.sep not in ids
         self.tokens: list[int] = self.shard.blocks["tokens"].tolist()
         self.begin: list[int] = self.shard.blocks["offset"].tolist()
         self.end = [begin + tokens for begin, tokens in zip(self.begin, self.tokens, strict=True)]
-        # Found by reading:
+        # What the file turns out to be:
         self.size = 0
-        self.sha256 = ""  # of no more bytes than the file should have
+        self.sha256 = ""  # of no more bytes than it should have
         self.crc32 = [0] * len(self.tokens)
-        self.separators: list[np.ndarray] = []  # int64, their places among the stored tokens
+        self.separators: list[np.ndarray] = []  # int64, places among the stored tokens
         self.largest_id = self.soft_masked = 0
 
     def run(self) -> tuple[list[str], _Tally | None]:
-        """All faults; and the sums over the tokens, if these are what was written."""
+        """All faults; and the sums over the tokens, if these are right."""
         faults: list[str] = []
         lengths = None
         try:
             lease = self.dataset.lease(self.file)
             self.path = lease.path
             try:
-                faults += self._misplaced()
+                faults += self._wrong_index()
                 self._read()
                 faults += self._wrong_size()
                 if self.sha256 != self.shard.sha256:
-                    faults += self._damage()
+                    faults += (f"{self.path}: {fault}." for fault in self._damage())
                 elif self.tokens:
                     lengths = self._lengths()
-                    faults += self._wrong_counts(lengths)
+                    faults += (f"{self.path}: {fault}." for fault in self._wrong_counts(lengths))
             finally:
                 lease.close()
         except DnascaleError as error:
@@ -176,30 +143,243 @@ class _ShardCheck:
         faults += self._wrong_records_file(lengths)
         if lengths is None:
             return faults, None
-        ends = int(lengths[0]), int(lengths.max()), int(lengths[-1])
-        return faults, _Tally(len(lengths) - 1, *ends, self.soft_masked)
+        first, longest, last = int(lengths[0]), int(lengths.max()), int(lengths[-1])
+        return faults, _Tally(len(lengths) - 1, first, longest, last, self.soft_masked)
 
-    def _misplaced(self) -> Iterator[str]:
-        """Whether the index says impossible things; what it says of blocks is then forgotten."""
-        ...
+    def _wrong_index(self) -> Iterator[str]:
+        """Whether the index says what cannot be; blocks at impossible places are then left out."""
+        tokens = sum(self.tokens) + (0 if self.stored else len(self.tokens))
+        if tokens != self.shard.tokens:
+            yield f"{self.path}: the index says {self.shard.tokens:,} tokens, its blocks have {tokens:,}."
+        size, last = self.dataset.block_tokens, len(self.tokens) - 1
+        after = 0
+        for block, (begin, end) in enumerate(zip(self.begin, self.end, strict=True)):
+            full = end - begin == size or (block == last and end - begin < size)
+            possible = begin == block_offset(block, size) and full if self.stored else begin >= after
+            if not possible or end > self.shard.bytes:
+                yield f"{self.path}: the index says bytes {begin:,} to {end:,} of block {block}, which cannot be."
+                self.tokens, self.begin, self.end, self.crc32 = [], [], [], []
+                return
+            after = end
 
-    def _read(self) -> None:
-        """Reads the file once: its size, its digests, and what its tokens are.  Raises OSError."""
-        sha256 = hashlib.sha256()
-        buffer = np.empty(min(_PIECE, self.shard.bytes), dtype=np.uint8)
-        at = block = stored = 0
+    def _pieces(self) -> Iterator[tuple[int, memoryview]]:
+        """(place, bytes) one after the other, in one buffer; no more bytes than the file should have. Raises OSError."""
+        buffer = memoryview(bytearray(min(_PIECE, self.shard.bytes)))
+        at = 0
         with self.path.open("rb", buffering=0) as file:
             self.size = os.fstat(file.fileno()).st_size
             while count := file.readinto(buffer[: self.shard.bytes - at]):
-                sha256.update(buffer[:count])
-                while block < len(self.begin) and self.begin[block] < at + count:
-                    part = buffer[max(self.begin[block] - at, 0) : min(self.end[block] - at, count)]
-                    self.crc32[block] = isal_zlib.crc32(part, self.crc32[block])
-                    self._look(part, stored)
-                    stored += len(part)
-                    if self.end[block] > at + count:
-                        break
-                    block += 1
+                yield at, buffer[:count]
                 at += count
-                self.advance(count)
+
+    def _read(self) -> None:
+        """Reads the file once. Raises OSError."""
+        sha256 = hashlib.sha256()
+        block = before = 0
+        for at, piece in self._pieces():
+            sha256.update(piece)
+            parts: list[memoryview] = []
+            while block < len(self.begin) and self.begin[block] < at + len(piece):
+                parts.append(piece[max(self.begin[block] - at, 0) : self.end[block] - at])
+                self.crc32[block] = isal_zlib.crc32(parts[-1], self.crc32[block])
+                if self.end[block] > at + len(piece):
+                    break
+                block += 1
+            if not self.plain:
+                before += self._look(b"".join(parts), before)
+            self.advance(len(piece))
         self.sha256 = sha256.hexdigest()
+
+    def _look(self, content: bytes, before: int) -> int:
+        """Takes notice of what blocks hold after `before` other bytes; returns how many these are."""
+        translated = content.translate(self.dataset.translate) if self.dataset.translate else content
+        ids = np.frombuffer(translated, dtype=np.uint8)
+        if self.dataset.soft_mask_bit:
+            self.soft_masked += int(np.count_nonzero(ids & SOFT_MASK_BIT))
+            ids = ids & ~np.uint8(SOFT_MASK_BIT)
+        self.largest_id = max(self.largest_id, int(ids.max(initial=0)))
+        self.separators.append(np.flatnonzero(ids == self.dataset.vocabulary.sep) + before)
+        return len(ids)
+
+    def _lengths(self) -> np.ndarray:
+        """Bases before, between and after the separators of the stream, int64 [separators + 1]."""
+        if not self.stored:
+            return np.array([*self.tokens, 0])
+        return np.diff(np.concatenate([[-1], *self.separators, [sum(self.tokens)]])) - 1
+
+    def _wrong_size(self) -> Iterator[str]:
+        if self.size == self.shard.bytes:
+            return
+        whole = sum(end <= self.size for end in self.end)
+        if whole < len(self.end):
+            reason = f"it is cut off in block {whole}"
+        else:
+            reason = "its end is missing" if self.size < self.shard.bytes else "something follows its end"
+        yield f"{self.path} has {self.size:,} bytes, the index says {self.shard.bytes:,}: {reason}."
+
+    def _wrong_counts(self, lengths: np.ndarray) -> Iterator[str]:
+        """What the index says wrongly of a file that is as it should be."""
+        for block in self._damaged():
+            yield f"the index has a wrong checksum of block {block}"
+        records = int(np.count_nonzero(lengths)) if self.stored else len(self.tokens)
+        if self.shard.records != records:
+            yield f"the index says {self.shard.records:,} records, it holds parts of {records:,}"
+        vocabulary = len(self.dataset.vocabulary)
+        if self.largest_id >= vocabulary:
+            yield f"it has tokens up to {self.largest_id}, the vocabulary ends at {vocabulary - 1}"
+        inside = 0 if self.stored else sum(map(len, self.separators))
+        if inside:
+            yield f"separators stand inside its records, {inside:,} of them"
+
+    def _damaged(self) -> list[int]:
+        """The blocks that are there and have another checksum."""
+        right = self.shard.crc32
+        return [block for block, end in enumerate(self.end) if end <= self.size and self.crc32[block] != right[block]]
+
+    def _damage(self) -> list[str]:
+        """Where the file differs from what was written, from its beginning to its end. Raises OSError."""
+        damaged = self._damaged()
+        found: list[tuple[int, str]] = []
+        wrong: dict[int, int] = {}  # outside the tokens, place of a byte -> XOR with the right one
+        with self.path.open("rb") as file:
+
+            def read(begin: int, size: int) -> bytes:
+                file.seek(begin)
+                return file.read(size)
+
+            def byte(place: int, xor: int, where: str) -> str:
+                value = int.from_bytes(read(place, 1), "big")
+                return f"byte {place:,} ({where}) is 0x{value:02x} and should be 0x{value ^ xor:02x}"
+
+            for where, begin, right in self._between() if self.stored else ():
+                pairs = enumerate(zip(read(begin, len(right)), right, strict=False), begin)
+                if xor := {place: a ^ b for place, (a, b) in pairs if a != b}:
+                    wrong |= xor
+                    more = f"; {len(xor) - 1:,} more bytes there are wrong" if len(xor) > 1 else ""
+                    found.append((begin, byte(*next(iter(xor.items())), where) + more))
+            for block, begin in enumerate(() if self.stored else self.begin):
+                header = begin - TAR_HEADER
+                if header + TAR_HEADER <= self.size and not _is_header(read(header, TAR_HEADER)):
+                    where = f"the tar header of block {block} (bytes {header:,} to {begin:,})"
+                    found.append((header, f"{where} does not match its own checksum"))
+            single = self._single_bytes(damaged, wrong)
+            for block in damaged:
+                begin, end = self.begin[block], self.end[block]
+                if block in single:
+                    place, value = single[block]
+                    sentence = byte(place, value, f"block {block}, token {place - begin:,}")
+                else:
+                    sentence = f"block {block} (bytes {begin:,} to {end:,}) does not match its checksum"
+                found.append((begin, sentence))
+        if not found and self.size >= self.shard.bytes:
+            blocks = ", though its blocks match their checksums" if self.tokens else ""
+            reason = "" if self.stored else ": a tar header or padding is damaged"
+            found.append((0, f"it does not match its SHA-256{blocks}{reason}"))
+        return [sentence for _, sentence in sorted(found)]
+
+    def _between(self) -> Iterator[tuple[str, int, bytes]]:
+        """What the writer puts around the blocks of layout `blocks`: (name, place, bytes)."""
+        for block, (begin, tokens) in enumerate(zip(self.begin, self.tokens, strict=True)):
+            header = tarfile.TarInfo(f"{self.number:06d}-{block:06d}.bin")
+            header.size = tokens
+            yield f"tar header of block {block}", begin - TAR_HEADER, header.tobuf(tarfile.USTAR_FORMAT)
+        for end in self.end[-1:]:
+            yield "end of the tar", end, bytes(-end % TAR_HEADER + 2 * TAR_HEADER)
+
+    def _single_bytes(self, damaged: Sequence[int], wrong: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+        """The one wrong byte of each damaged block, {block: (place in the file, XOR with the right byte)}.
+
+        The checksums tell candidates. They are what is wrong if the file, with them and the `wrong` bytes put right, has
+        its SHA-256; if it never has, nothing is known, and the answer is empty.
+        """
+        ways: list[list[tuple[int, int]]] = []
+        for block in damaged:
+            syndrome = self.crc32[block] ^ self.shard.crc32[block]
+            errors = one_byte_errors(syndrome, self.tokens[block]) if self.size >= self.shard.bytes else []
+            if not errors:
+                return {}
+            ways.append([(self.begin[block] + place, xor) for place, xor in errors])
+        for way in islice(product(*ways), _WAYS):
+            if self._sha256_with({**wrong, **dict(way)}) == self.shard.sha256:
+                return dict(zip(damaged, way, strict=True))
+        return {}
+
+    def _sha256_with(self, wrong: Mapping[int, int]) -> str:
+        """SHA-256 of the file with these bytes put right. Raises OSError."""
+        sha256 = hashlib.sha256()
+        places, xor = np.array([*wrong], dtype=np.int64), np.array([*wrong.values()], dtype=np.uint8)
+        for at, piece in self._pieces():
+            here = (at <= places) & (places < at + len(piece))
+            np.frombuffer(piece, dtype=np.uint8)[places[here] - at] ^= xor[here]
+            sha256.update(piece)
+        return sha256.hexdigest()
+
+    def _wrong_records_file(self, lengths: np.ndarray | None) -> Iterator[str]:
+        """Whether the records file, if there is one, can be read and tells the records of `lengths`, if they are known."""
+        path = (self.dataset.folder / self.shard.name).with_suffix(".records.parquet")
+        if not (self.stored and os.path.lexists(path)):
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                rows = file.read(use_threads=False)
+            found = np.stack([np.asarray(rows.column(name), dtype=np.int64) for name in ("shard_start", "length")])
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            number = getattr(error, "errno", None)
+            yield f"{path} cannot be read: {os.strerror(number) if number else 'it is damaged'}."
+            return
+        if lengths is None:
+            return
+        right = np.stack([np.cumsum(lengths + 1) - lengths - 1, lengths])[:, lengths > 0]
+        if found.shape != right.shape:
+            yield f"{path} has {found.shape[1]:,} rows, its shard holds parts of {right.shape[1]:,} records."
+        elif len(rows := np.flatnonzero((found != right).any(axis=0))):
+            (said, size), (begin, length) = found[:, rows[0]].tolist(), right[:, rows[0]].tolist()
+            yield (
+                f"{path}: row {rows[0]:,} says tokens {said:,} to {said + size:,} of the shard, the record has {begin:,} to "
+                f"{begin + length:,}."
+            )
+
+
+def _is_header(content: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def one_byte_errors(syndrome: int, length: int) -> list[tuple[int, int]]:
+    """Which one wrong byte of `length` changes their CRC-32 by XOR `syndrome`: [(place, XOR with the right byte)].
+
+    CRC-32 is linear: a byte that is wrong by e, with n bytes behind it, changes it by what n + 1 steps of the register make
+    of e. So the syndrome is stepped back, and where less than 256 is left of it after n + 1 steps, that is an e.
+    """
+    back = _byte_back()
+    states = _apply(back, np.array([syndrome], dtype=np.uint32))
+    while len(states) < min(length, _PIECE):  # after 1 to n steps; `back` goes n at a time
+        states, back = np.concatenate([states, _apply(back, states)]), _apply(back, back)
+    errors: list[tuple[int, int]] = []
+    for done in range(0, length, len(states)):
+        behind = np.flatnonzero(states[: length - done] < 256)
+        errors += zip((length - 1 - done - behind).tolist(), states[behind].tolist(), strict=True)
+        states = _apply(back, states)
+    return errors
+
+
+def _apply(step: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """A linear map of 32-bit words, told by what becomes of each value of each of their bytes (uint32 [4, 256])."""
+    low: np.ndarray = step[0][states & 255] ^ step[1][states >> 8 & 255]
+    high: np.ndarray = step[2][states >> 16 & 255] ^ step[3][states >> 24]
+    return low ^ high
+
+
+def _byte_back() -> np.ndarray:
+    """The inverse of what a byte 0 does to the register of CRC-32, for `_apply`."""
+    value = np.arange(256, dtype=np.uint32)
+    forward = np.array([isal_zlib.crc32(bytes([v])) ^ isal_zlib.crc32(bytes(1)) for v in range(256)], dtype=np.uint32)
+    highest = np.empty_like(value)
+    highest[forward >> 24] = forward << 8 ^ value
+    return np.stack([value << 8, value << 16, value << 24, highest])
