@@ -9,6 +9,7 @@ import yaml
 from dnascale.config import Config, changes, parse, to_yaml
 from dnascale.data.corpus import Corpus
 from dnascale.data.remote import is_remote
+from dnascale.data.transport import without_secrets
 from dnascale.errors import UsageError
 from dnascale.files import explained, hold, write_whole
 from dnascale.train.environment import environment
@@ -75,7 +76,8 @@ def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> Non
 
 
 def _resolved(location: str) -> str:
-    return location if is_remote(location) else str(Path(location).resolve())
+    """What config.yaml says of where the data are: without the credentials of a URL."""
+    return without_secrets(location) if is_remote(location) else str(Path(location).resolve())
 
 
 def require_visible(run: Path) -> None:
