@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -147,11 +149,45 @@ def data_inspect(data: DataFolder, as_json: Json = False) -> None:
     _show_dataset(load_dataset(data), as_json)
 
 
+@data_app.command("index")
+def data_index(
+    tars: Annotated[
+        list[str], typer.Argument(metavar="TARS...", help="WebDataset tars (not compressed), or globs, to train on.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Data set folder to make, or the folder that the tars lie in: both then move together."
+        ),
+    ],
+    valid: Annotated[list[str] | None, typer.Option(metavar="TARS", help="Tars held out for validation.")] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="TARS", help="Tars held out for testing.")] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Member of a sample that is its sequence: txt, seq, sequence, dna (letters); bin, tokens, npy (token ids). Default: the one there is."
+        ),
+    ] = None,
+    alphabet: Annotated[
+        str | None,
+        typer.Option(help="Letters of the token ids 0, 1, 2, ..., e.g. ACGTN. Default: ids of dnascale's vocabulary."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train from WebDataset tars that others made, where they are: writes an index, copies nothing."""
+    from dnascale.data.foreign import IndexOptions, find_tars, index
+
+    options = IndexOptions(suffix, alphabet)
+    found = {split: find_tars(given or []) for split, given in (("train", tars), ("valid", valid), ("test", test))}
+    size = sum(path.stat().st_size for paths in found.values() for path in paths)
+    with _bytes_bar("indexing", size) as advance:
+        dataset = index(found, out, options, advance)
+    _show_dataset(dataset, as_json)
+
+
 @data_app.command("verify")
 def data_verify(data: DataFolder) -> None:
     """Compare every file with its digest, and every count; names file, block and byte of each fault."""
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
     from dnascale.data.shards import load_dataset
     from dnascale.data.verify import verify
     from dnascale.errors import DataError
@@ -159,11 +195,8 @@ def data_verify(data: DataFolder) -> None:
     dataset = load_dataset(data)
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
     size = sum(shard.bytes for shard in shards)
-    console = _console(stderr=True)
-    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("verifying", total=size)
-        faults = verify(dataset, lambda done: bar.advance(task, done))
+    with _bytes_bar("verifying", size) as advance:
+        faults = verify(dataset, advance)
     for fault in faults:
         print(fault)
     if faults:
@@ -302,6 +335,18 @@ def _console(stderr: bool = False) -> Any:
     return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def _bytes_bar(what: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over bytes while the block runs: call what it gives with the bytes done since the last time."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    console = _console(stderr=True)
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=size)
+        yield lambda done: bar.advance(task, done)
+
+
 def _table(*columns: str) -> Any:
     from rich.table import Table
 
@@ -336,7 +381,8 @@ def _show_dataset(dataset: "Dataset", as_json: bool) -> None:
             style="yellow",
         )
     rules = ", ".join(f"{count:,} by {rule}" for rule, count in dataset.groups.items())
-    console.print(f"groups   {rules}")
+    if rules:
+        console.print(f"groups   {rules}")
     for source in dataset.sources:
         for warning in source["warnings"]:
             console.print(f"warning  {warning}", style="yellow")

@@ -69,9 +69,12 @@ def hold(folder: Path) -> TextIO:
 def write_whole(path: Path, text: str) -> None:
     """Writes a small file that is seen either as it was or whole."""
     work = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
-    work.write_text(text)
-    sync(work)
-    work.replace(path)
+    try:
+        work.write_text(text)
+        sync(work)
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def explained(error: OSError, path: Path) -> SpaceError | UsageError:

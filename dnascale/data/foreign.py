@@ -1,8 +1,8 @@
 """Plain WebDataset tars that others made, as a data set, without copying a token. Used by `dnascale data index`.
 
-A sample is one sequence, which one of its members holds: as text, or as ids of one byte each. What is written is an index
-of layout `records`: where each sequence lies in its tar. Members are looked at as bytes: nothing is unpacked, decoded or
-run, whatever its suffix says.
+A sample is one sequence, which one of its members holds: as text, or as ids of one byte each. What is written is an
+index of layout `records`: where each sequence lies in its tar. Members are looked at as bytes: nothing is unpacked,
+decoded or run, whatever its suffix says.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ _CHUNK = 1 << 20  # bytes that are counted and hashed in one go
 _LONGEST = (1 << 32) - 1
 _NPY_HEADER = 1 << 14  # bytes; NumPy itself takes no longer one
 
-Sample = dict[str, tarfile.TarInfo]  # members by suffix
+_Sample = dict[str, tarfile.TarInfo]  # members by suffix
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ class IndexOptions:
             why = _UNFIT.get(_kind(self.suffix), f"names no sequence: {_READABLE}")
             raise UsageError(f"--suffix {self.suffix} {why}.")
         if self.alphabet is not None:
-            letters = self.alphabet.encode()
+            letters = self.alphabet.encode("ascii", "replace")
             if not letters or letters.translate(None, _LETTERS) or len(set(letters)) < len(letters):
                 raise UsageError(
-                    f"--alphabet '{self.alphabet}' must be the IUPAC letters of ids 0, 1, 2, ..., each once, e.g. ACGTN."
+                    f"--alphabet '{self.alphabet}' must be the IUPAC letters of ids 0, 1, 2, ..., each once, such as "
+                    "ACGTN."
                 )
 
 
@@ -89,9 +90,12 @@ def find_tars(tars: Iterable[str | Path]) -> list[Path]:
     given = [str(tar) for tar in tars]
     for tar in given:
         if tar.startswith("pipe:"):
-            raise UsageError(f"{tar} is a command, and dnascale runs none: save what it prints, and name that file.")
+            raise UsageError(
+                "a tar that begins with pipe: is a command, and none is run: save what it prints, and name the file."
+            )
         if _URL.match(tar):
-            raise UsageError(f"{tar} is a URL, and only files are indexed in place: download them first.")
+            scheme = tar.partition(":")[0]  # what follows may hold credentials
+            raise UsageError(f"{scheme}:// is a URL, and only files are indexed in place: download them first.")
     paths = resolve_all(given)
     for path in paths:
         if not path.is_file():
@@ -238,15 +242,15 @@ class _Reading:
         """The table of bytes to ids, unless they are the same."""
         return None if np.array_equal(self.ids[self.good], np.flatnonzero(self.good)) else self.ids.tobytes()
 
-    def member(self, path: Path, key: str, sample: Sample) -> tarfile.TarInfo:
+    def member(self, path: Path, key: str, sample: _Sample) -> tarfile.TarInfo:
         """The one member that holds the sequence. Raises DataError."""
         fitting = [suffix for suffix in sample if (suffix if self.whole else _kind(suffix)) == self.suffix]
         if len(fitting) == 1:
             return sample[fitting[0]]
         count = f"{len(fitting)} members" if fitting else "no member"
         raise DataError(
-            f"{path}: sample {_shown(key)} has {count} '{self.suffix}' (it has {_listed(sample)}; a key ends at the first dot), "
-            "and every sample must be one sequence: choose another --suffix, or write the tar again."
+            f"{path}: sample {_shown(key)} has {count} '{self.suffix}' (it has {_listed(sample)}; a key ends at the first "
+            "dot), and every sample must be one sequence: choose another --suffix, or write the tar again."
         )
 
     def span(self, path: Path, member: tarfile.TarInfo, mapped: mmap.mmap) -> tuple[int, int]:
@@ -254,7 +258,8 @@ class _Reading:
         begin, end = member.offset_data, member.offset_data + member.size
         if not _in_one_piece(member):
             raise DataError(
-                f"{_where(path, member)} is a sparse file, whose zeros are not in the tar: write it again without --sparse."
+                f"{_where(path, member)} is a sparse file, whose zeros are not in the tar: write it again without "
+                "--sparse."
             )
         if _kind(self.suffix) in TEXT:
             last = mapped[max(begin, end - 2) : end]
@@ -263,7 +268,8 @@ class _Reading:
             begin = _array_begins(_where(path, member), mapped, begin, end)
         if end - begin > _LONGEST:
             raise DataError(
-                f"{_where(path, member)} has a sequence of {end - begin:,} bytes, an index takes {_LONGEST:,}: cut it in several samples."
+                f"{_where(path, member)} has a sequence of {end - begin:,} bytes, an index takes {_LONGEST:,}: cut it in "
+                "several samples."
             )
         return begin, end
 
@@ -276,7 +282,8 @@ class _Reading:
             if self.alphabet is None and byte < len(CHARACTER):
                 why = f"which is {CHARACTER.tokens[byte]} and no base: store the bases of one sequence alone"
             else:
-                why = f"and the last known id is {np.flatnonzero(self.good)[-1]}: give the letters of all ids with --alphabet"
+                last = np.flatnonzero(self.good)[-1]
+                why = f"and the last known id is {last}: give the letters of all ids with --alphabet"
             return f"id {byte} at token {at:,}{others} (counted from 0), {why}"
         if byte == ord(">"):
             why = "so it is FASTA, which cannot be read in place: unpack it and use `dnascale prepare`"
@@ -307,8 +314,9 @@ class _Tar:
     def description(self) -> dict[str, Any]:
         """As it is listed among the sources."""
         return {
-            "name": self.path.name, "bytes": self.bytes, "sha256": self.sha256, "records": len(self.blocks) + self.empty,
-            "bases": int(self.counts.sum()), "compression": "", "warnings": self.warnings,
+            "name": self.path.name, "bytes": self.bytes, "sha256": self.sha256,
+            "records": len(self.blocks) + self.empty, "bases": int(self.counts.sum()),
+            "compression": "", "warnings": self.warnings,
         }  # fmt: skip
 
 
@@ -410,19 +418,19 @@ class _Keys:
             for key, _ in _samples(path, _mapped(path), Counter()):
                 if key in seen:
                     raise DataError(
-                        f"{path}: sample {_shown(key)} was in {seen[key]} before, so a sequence would count twice, or be "
-                        "trained on and held out: leave one of them out, or give every sample a key of its own."
+                        f"{path}: sample {_shown(key)} was in {seen[key]} before, so a sequence would count twice, or "
+                        "be trained on and held out: leave one of them out, or give every sample a key of its own."
                     )
                 if hash(key) in suspects:
                     seen[key] = path
 
 
-def _samples(path: Path, mapped: mmap.mmap, noted: Counter[str]) -> Iterator[tuple[str, Sample]]:
+def _samples(path: Path, mapped: mmap.mmap, noted: Counter[str]) -> Iterator[tuple[str, _Sample]]:
     """The samples of a tar as WebDataset has them: members that follow each other and have one key. Raises DataError.
 
     What WebDataset leaves out is left out, and counted in `noted` if it may have been meant as data.
     """
-    key, sample = "", Sample()
+    key, sample = "", _Sample()
     for member in _members(path, mapped):
         if not member.isreg():
             if member.issym() or member.islnk():
@@ -457,25 +465,27 @@ def _members(path: Path, mapped: mmap.mmap) -> Iterator[tarfile.TarInfo]:
             tar.members.clear()
             if _in_one_piece(member) and (end := member.offset_data + member.size) > size:
                 raise DataError(
-                    f"{path} ends at byte {size:,}, within member {_shown(member.name)}, whose end is byte {end:,}: the tar "
-                    "is truncated, fetch or write it again."
+                    f"{path} ends at byte {size:,}, within member {_shown(member.name)}, whose end is byte {end:,}: the "
+                    "tar is truncated, fetch or write it again."
                 )
             yield member
     except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
         if not at:
             raise DataError(_no_tar(path, mapped)) from None
         raise DataError(
-            f"{path}: no whole header at byte {at:,} ({error}): the tar is truncated or damaged, fetch or write it again."
+            f"{path}: no whole header at byte {at:,} ({error}): the tar is truncated or damaged, fetch or write it "
+            "again."
         ) from None
     rest = np.frombuffer(mapped, dtype=np.uint8)[tar.offset :]
     if len(rest) < TAR_HEADER:
         raise DataError(
-            f"{path} ends at byte {size:,} without the zero bytes that end a tar: it is truncated, or was not closed by its "
-            "writer; fetch or write it again."
+            f"{path} ends at byte {size:,} without the zero bytes that end a tar: it is truncated, or was not closed by "
+            "its writer; fetch or write it again."
         )
     if rest[:TAR_HEADER].any():
         raise DataError(
-            f"{path}: the header at byte {tar.offset:,} does not match its checksum: the tar is damaged, fetch it again."
+            f"{path}: the header at byte {tar.offset:,} does not match its checksum: the tar is damaged, fetch it "
+            "again."
         )
     if rest.any():
         raise DataError(
@@ -485,7 +495,7 @@ def _members(path: Path, mapped: mmap.mmap) -> Iterator[tarfile.TarInfo]:
 
 
 class _Header(tarfile.TarInfo):
-    """As Python's, but headers of the usual kind are read in a tenth of the time: only what is needed of them."""
+    """As Python's, but of headers of the usual kind only what is needed is read, in a fraction of the time."""
 
     __slots__ = ()
 
@@ -493,7 +503,13 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         name, size, checksum, kind = buf[:100].partition(b"\0")[0], buf[124:135], buf[148:154], buf[156:157]
         ends = buf[135:136] + buf[154:156] in (b"\0\0 ", b" \0 ")
-        if not ends or kind not in (b"0", b"x") or buf[345] or len(buf) > TAR_HEADER or not (size + checksum).isdigit():
+        if (
+            len(buf) != TAR_HEADER
+            or not ends
+            or kind not in (b"0", b"x")
+            or buf[345]
+            or not (size + checksum).isdigit()
+        ):
             return super().frombuf(buf, encoding, errors)
         # The sum of all bytes, with spaces for the checksum's own. Adler-32 holds one more than the sum, modulo 65521.
         total = (zlib.adler32(buf) & 0xFFFF) - (zlib.adler32(buf[148:156]) & 0xFFFF) + sum(b" " * 8)
@@ -511,7 +527,7 @@ def _in_one_piece(member: tarfile.TarInfo) -> bool:
 
 
 def _array_begins(where: str, mapped: mmap.mmap, begin: int, end: int) -> int:
-    """Where the tokens of a member in NumPy's format begin. Raises DataError unless they are one byte each, in one row."""
+    """Where the tokens in a member of NumPy's format begin. Raises DataError unless they are a row of single bytes."""
     width = 4 if mapped[begin + 6 : begin + 7] == b"\2" else 2  # of the header's length, by version
     first = begin + 8 + width + int.from_bytes(mapped[begin + 8 : begin + 8 + width], "little")
     try:
@@ -540,15 +556,15 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _found_out(path: Path, key: str, sample: Sample) -> str:
+def _found_out(path: Path, key: str, sample: _Sample) -> str:
     """The suffix, or the last part of it, of the one member that can be a sequence. Raises DataError."""
     fitting = [suffix for suffix in sample if _kind(suffix) in TEXT + TOKENS]
     if len(fitting) == 1:
         return _kind(fitting[0])
     if fitting:
         raise DataError(
-            f"{path}: sample {_shown(key)} has several members that may be its sequence ({_listed(fitting)}): choose one with "
-            "--suffix."
+            f"{path}: sample {_shown(key)} has several members that may be its sequence ({_listed(fitting)}): choose one "
+            "with --suffix."
         )
     why = [f"{_shown(suffix)} {_UNFIT[_kind(suffix)]}" for suffix in sample if _kind(suffix) in _UNFIT]
     raise DataError(

@@ -5,13 +5,12 @@ file is mapped, and the size is looked at again before each read.
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -23,7 +22,6 @@ from dnascale.errors import DataError
 #: What is compared with its checksum: each block before its first token is used, or nothing but the size of files.
 Verify = Literal["checksum", "size"]
 
-_NOT_MAPPED = 0
 #: Files that a process may keep open besides shards.
 _OTHER_FILES = 256
 
@@ -38,10 +36,16 @@ class Pieces(NamedTuple):
     separator: np.ndarray  # bool: the last token is an implied separator
 
 
+class _Memory:
+    """What numpy asks for to see memory at an address."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False)}
+
+
 def memory(address: int, size: int) -> np.ndarray:
     """The memory of this process at an address, uint8 [size], to be read while what is mapped there stays mapped."""
-    buffer: Any = (ctypes.c_uint8 * size).from_address(address)
-    return np.frombuffer(buffer, dtype=np.uint8)
+    return np.asarray(_Memory(address, size))
 
 
 class MappedShards:
@@ -52,8 +56,8 @@ class MappedShards:
         self.index = dataset.split(split).shards
         self.tokens = self.index.tokens  # int64 [shards]
         self.address = np.zeros(len(self.index), dtype=np.int64)  # of the mapped file's first byte
-        self._open: OrderedDict[int, tuple[mmap.mmap, Lease | LocalFile]] = OrderedDict()  # least recently opened first
-        self._capacity = _open_files()
+        self._open: OrderedDict[int, tuple[mmap.mmap, Lease | LocalFile]] = OrderedDict()  # least recently read first
+        self.capacity = _open_files()  # shards that may be mapped at a time
         self._verify = verify
         self._checked = np.full(len(self.index.blocks), verify == "size")
         self._unchecked = int((~self._checked).sum())
@@ -123,8 +127,14 @@ class MappedShards:
         """The tokens of windows that have been located, block by block: uint8 [n, length]."""
         out = np.empty((len(start), length), dtype=np.uint8)
         pieces = self.pieces(shard, start, length)
-        for row, column, tokens, address in zip(*(values.tolist() for values in pieces[:4]), strict=True):
-            out[row, column : column + tokens] = memory(address, tokens)
+        low = int(pieces.address.min())
+        data, line = memory(low, int((pieces.address + pieces.tokens).max()) - low), out.ravel()
+        to, begin = pieces.row * length + pieces.column, pieces.address - low
+        ends = to + pieces.tokens, begin + pieces.tokens
+        for at, end, source, source_end in zip(
+            to.tolist(), ends[0].tolist(), begin.tolist(), ends[1].tolist(), strict=True
+        ):
+            line[at:end] = data[source:source_end]
         out = self.translate(out)
         ended = pieces.separator
         out[pieces.row[ended], (pieces.column + pieces.tokens)[ended] - 1] = self.dataset.vocabulary.sep
@@ -154,18 +164,21 @@ class MappedShards:
             self._close(shard)
 
     def _require_open(self, shard: np.ndarray) -> None:
-        needed = np.flatnonzero(np.bincount(shard)) if len(shard) else shard
-        for one in needed.tolist():
-            if one in self._open:
-                if self._open[one][0].size() == int(self.index.shards["bytes"][one]):
-                    continue
+        needed = np.flatnonzero(np.bincount(shard)).tolist() if len(shard) else []
+        for one in needed:
+            if one not in self._open:
+                continue
+            if self._open[one][0].size() != int(self.index.shards["bytes"][one]):
                 raise DataError(
                     f"{self._path(one)} was changed while it was being read: it has another size than before."
                 )
-        for one in needed[self.address[needed] == _NOT_MAPPED].tolist():
-            while len(self._open) >= max(self._capacity, len(needed)):
-                self._close(next(iter(self._open.keys() - set(needed.tolist()))))
-            self._map(one)
+            self._open.move_to_end(one)
+        # Those that are open and needed are now the last, so that the first can go.
+        for one in needed:
+            if one not in self._open:
+                while len(self._open) >= max(self.capacity, len(needed)):
+                    self._close(next(iter(self._open)))
+                self._map(one)
 
     def _map(self, shard: int) -> None:
         lease = self.dataset.lease(self.index.file(shard))
@@ -198,7 +211,7 @@ class MappedShards:
 
     def _close(self, shard: int) -> None:
         mapped, lease = self._open.pop(shard)
-        self.address[shard] = _NOT_MAPPED
+        self.address[shard] = 0
         mapped.close()
         lease.close()
 
@@ -238,7 +251,7 @@ class MappedShards:
 
 
 def _open_files() -> int:
-    """How many shards may be mapped at a time. Raises the process's own soft limit of open files as far as it may."""
+    """How many shards one of several readers may map at a time. Raises the process's own soft limit of open files as far as it may."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -248,4 +261,5 @@ def _open_files() -> int:
         with contextlib.suppress(ValueError, OSError):  # macOS has limits that it does not tell
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft) - _OTHER_FILES)
+    allowed = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+    return max(16, (allowed - _OTHER_FILES) // 8)

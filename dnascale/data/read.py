@@ -1,7 +1,7 @@
 """Windows gathered from mapped shards into one tensor, and windows that cover a split for evaluation."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -73,9 +73,23 @@ class WindowReader:
             out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
             out = self._buffers.take(len(windows) * self.context).view(shape)
-        if len(windows):
-            self._gather(windows, out)
+        for rows in self._at_once(windows):
+            part = out if isinstance(rows, slice) else torch.empty(len(rows), self.context, dtype=torch.uint8)
+            self._gather(windows.take(rows), part)
+            if part is not out:
+                out[torch.from_numpy(rows)] = part
         return out
+
+    def _at_once(self, windows: Windows) -> Iterator[slice | np.ndarray]:
+        """The windows in groups, of no more shards than may be open at a time: nearly always all of them."""
+        most = min(shards.capacity for shards in self.shards)
+        if not len(windows):
+            return
+        if len(self.shard_tokens) <= most or len(found := np.unique(windows.shard)) <= most:
+            yield slice(None)
+            return
+        for group in range(0, len(found), most):
+            yield np.flatnonzero(np.isin(windows.shard, found[group : group + most]))
 
     def _gather(self, windows: Windows, out: torch.Tensor) -> None:
         # Source by source: rows, shards, and where the windows lie.

@@ -168,7 +168,10 @@ class Dataset:
         digest = hashlib.sha256(self.vocabulary.digest.encode())
         digest.update(self.layout.encode() + (self.translate or b""))
         for name in sorted(self.splits):
-            digest.update(name.encode() + self.splits[name].shards.shards["sha256"].tobytes())
+            index = self.splits[name].shards
+            digest.update(name.encode() + index.shards["sha256"].tobytes())
+            if self.layout == "records":  # which of a tar's members are the sequences
+                digest.update(index.blocks.tobytes())
         return digest.hexdigest()
 
     @property
@@ -179,9 +182,8 @@ class Dataset:
     def split(self, name: str) -> Split:
         """Raises DataError when the data set has no such split."""
         if name not in self.splits:
-            raise DataError(
-                f"{self.location} has no split '{name}', it has: {', '.join(self.splits)}; prepare the data with --{name} SHARE."
-            )
+            how = f"prepare the data with --{name} SHARE" if self.layout == "blocks" else f"index it with --{name} TARS"
+            raise DataError(f"{self.location} has no split '{name}', it has: {', '.join(self.splits)}; {how}.")
         return self.splits[name]
 
     def lease(self, file: RemoteFile) -> "Lease | LocalFile":

@@ -21,7 +21,7 @@ from dnascale.data.ahead import ShardsAhead
 from dnascale.data.order import Mixture, Order, Windows
 from dnascale.data.read import WindowReader
 from dnascale.data.shards import load_dataset
-from dnascale.errors import DataError
+from dnascale.errors import DataError, DnascaleError
 from dnascale.files import json_digest
 
 #: Tokens gathered and windows ordered in one go: so many that the cost of a call of numpy or torch vanishes.
@@ -83,6 +83,7 @@ class TrainStream:
     whole one, `set_epoch`, `state_dict` and `load_state_dict` move the position. A global batch belongs to the epoch that
     it begins in, so no window is left out or repeated, and every rank has as many batches.
 
+    `position` is the whole state: the windows of all ranks before the next step. It may be set to any number.
     `workers` processes gather ahead where reading is slower than training. They do not change what is delivered.
     """
 
@@ -92,10 +93,14 @@ class TrainStream:
         self.reader = reader
         self.order = order
         self.dealing = dealing
-        self.position = position  # windows of all ranks before the next step
+        self.position = position
         self.workers = workers
-        self._ahead = ShardsAhead(reader, order, dealing.rank, dealing.world)
-        self._steps: Iterator[list[Batch]] | None = None
+        self._steps: Iterator[list[Batch]] = iter(())
+        self._steps_at = -1  # position of the next of them
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy for another process reads for itself."""
+        return self.__dict__ | {"_steps": iter(()), "_steps_at": -1}
 
     @classmethod
     def open(
@@ -125,20 +130,13 @@ class TrainStream:
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of this rank for one optimizer step; moves the position on."""
-        if self._steps is None:
-            self._steps = self._read_ahead(self.position)
-        step = next(self._steps)
+        step = self._read()
         self.position += self.dealing.global_windows
         return step
 
-    def seek(self, position: int) -> None:
-        """Goes on from `position`, a number of windows since the beginning."""
-        self.position = position
-        self._steps = None
-
     def set_epoch(self, epoch: int) -> None:
         """Goes to the first global batch that begins in `epoch`."""
-        self.seek(self._first_step(epoch) * self.dealing.global_windows)
+        self.position = self._first_step(epoch) * self.dealing.global_windows
 
     def __len__(self) -> int:
         """Micro-batches of this rank in the current epoch."""
@@ -147,15 +145,12 @@ class TrainStream:
     def __iter__(self) -> Iterator[Batch]:
         """The micro-batches of the rest of the current epoch. The position moves on with the last of each step."""
         end = self._first_step(self.epoch + 1) * self.dealing.global_windows
-        while self.position < end:
-            if self._steps is None:
-                self._steps = self._read_ahead(self.position)
-            steps = self._steps
-            step = next(steps)
-            yield from step[:-1]
-            if self._steps is steps:  # nobody has moved the position meanwhile
+        while (position := self.position) < end:
+            *first, last = self._read()
+            yield from first
+            if self.position == position:  # nobody has moved it meanwhile
                 self.position += self.dealing.global_windows
-            yield step[-1]
+            yield last
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, the same on every rank: as of the last whole step that was handed out."""
@@ -168,9 +163,15 @@ class TrainStream:
                 "this state of the data was saved with other data, another context, seed, mixture or number of lanes: "
                 "its position has no meaning here."
             )
-        self.seek(state["position"])
+        self.position = state["position"]
 
     def _first_step(self, epoch: int) -> int:
+        """Raises DataError when some epochs have no step."""
+        if self.order.epoch_windows < self.dealing.global_windows:
+            raise DataError(
+                f"an epoch has {self.order.epoch_windows:,} windows, fewer than a global batch of "
+                f"{self.dealing.global_windows:,}: use a smaller batch, or `next_step`, which runs on over epochs."
+            )
         return -(-epoch * self.order.epoch_windows // self.dealing.global_windows)
 
     def _identity(self) -> str:
@@ -186,28 +187,14 @@ class TrainStream:
             }
         )
 
-    def _read_ahead(self, position: int) -> Iterator[list[Batch]]:
-        """Step after step, gathered many at a time."""
-        each, accumulation = self.dealing.micro_windows, self.dealing.accumulation
-        for tokens, windows in self._gathered(position):
-            batches = [Batch(part, windows, number * each) for number, part in enumerate(tokens.split(each))]
-            for step in range(0, len(batches), accumulation):
-                yield batches[step : step + accumulation]
-
-    def _gathered(self, position: int) -> Iterator[tuple[torch.Tensor, Windows]]:
-        """Chunk after chunk. The first is one step, so that it is there soon, and each next one is twice as large."""
-        pin = torch.cuda.is_available()
-        chunks = _Chunks(self.reader, self.order, self.dealing)
-        if not self.workers:
-            for begin, steps in chunks.sizes(position):
-                self._ahead.look(begin)
-                yield chunks.read(begin, steps, pin)
-        loader: Any = DataLoader(
-            chunks, batch_size=None, sampler=chunks.sizes(position), num_workers=self.workers, pin_memory=pin
-        )
-        for begin, tokens, columns in loader:
-            self._ahead.look(begin)
-            yield tokens, Windows(*columns.numpy())
+    def _read(self) -> list[Batch]:
+        """The step at the position."""
+        if self._steps_at != self.position:
+            self._steps = _Chunks(self.reader, self.order, self.dealing).steps(self.position, self.workers)
+        self._steps_at = -1  # an error leaves nothing to go on with
+        step = next(self._steps)
+        self._steps_at = self.position + self.dealing.global_windows
+        return step
 
 
 def open_order(
@@ -226,8 +213,8 @@ def open_order(
     return reader, Order(reader.grids(), seed, mixture, lanes, lane_windows)
 
 
-class _Chunks(TorchDataset[tuple[int, torch.Tensor, torch.Tensor]]):
-    """What one rank reads in a number of consecutive steps."""
+class _Chunks(TorchDataset[Any]):
+    """What one rank reads, many steps at a time."""
 
     def __init__(self, reader: WindowReader, order: Order, dealing: Dealing) -> None:
         self.reader = reader
@@ -237,17 +224,53 @@ class _Chunks(TorchDataset[tuple[int, torch.Tensor, torch.Tensor]]):
         # Few epochs of very small data, each of which is drawn by itself.
         windows = min(_CHUNK_TOKENS // reader.context, 4 * order.epoch_windows)
         self.most_steps = max(1, windows // self.step_windows)
-        self._ordered = 0, 0, Windows.empty(0)  # steps from which position on, and their windows
+        self._ordered = 0, 0, Windows.empty(0)  # from which position on, how many steps, and their windows
 
-    def sizes(self, position: int) -> Iterator[tuple[int, int]]:
-        """(position, steps) of chunk after chunk, without end."""
+    def steps(self, position: int, workers: int) -> Iterator[list[Batch]]:
+        """The micro-batches of step after step from `position` on, without end."""
+        each, accumulation = self.dealing.micro_windows, self.dealing.accumulation
+        for tokens, windows in self._gathered(position, workers):
+            batches = [Batch(part, windows, number * each) for number, part in enumerate(tokens.split(each))]
+            for step in range(0, len(batches), accumulation):
+                yield batches[step : step + accumulation]
+
+    def _gathered(self, position: int, workers: int) -> Iterator[tuple[torch.Tensor, Windows]]:
+        """Tokens and windows of chunk after chunk."""
+        ahead = ShardsAhead(self.reader, self.order, self.dealing.rank, self.dealing.world)
+        pin = torch.cuda.is_available()
+        if not workers:
+            for begin, steps in self._sizes(position):
+                ahead.look(begin)
+                yield self._read(begin, steps, pin)
+        loader: Any = DataLoader(
+            self, batch_size=None, sampler=self._sizes(position), num_workers=workers, pin_memory=pin,
+            generator=torch.Generator(),  # it would draw from the one of the training
+        )  # fmt: skip
+        for begin, result, columns in loader:
+            if isinstance(result, DnascaleError):
+                raise result
+            ahead.look(begin)
+            yield result, Windows(*columns.numpy())
+
+    def __getitem__(self, chunk: tuple[int, int]) -> tuple[int, Any, torch.Tensor | None]:
+        """In a worker process: position, tokens, and the columns of the windows as int64 [4, n]; or an error for tokens."""
+        try:
+            tokens, windows = self._read(*chunk, pin=False)
+        except DnascaleError as error:  # raised here, PyTorch would add its own words to it
+            return chunk[0], error, None
+        self.reader.release()
+        columns = np.stack([windows.epoch, windows.shard, windows.start, windows.key])
+        return chunk[0], tokens, torch.from_numpy(columns)
+
+    def _sizes(self, position: int) -> Iterator[tuple[int, int]]:
+        """(position, steps) of chunk after chunk. The first is one step, to be there soon; each next one is twice as large."""
         steps = 1
         while True:
             yield position, steps
             position += steps * self.dealing.global_windows
             steps = min(2 * steps, self.most_steps)
 
-    def read(self, position: int, steps: int, pin: bool) -> tuple[torch.Tensor, Windows]:
+    def _read(self, position: int, steps: int, pin: bool) -> tuple[torch.Tensor, Windows]:
         """Tokens uint8 [n, context] and windows of this rank in `steps` steps from `position` on."""
         windows = self._windows(position, steps)
         return self.reader.read(windows, pin), windows
@@ -262,10 +285,3 @@ class _Chunks(TorchDataset[tuple[int, torch.Tensor, torch.Tensor]]):
             windows = self.order.windows(self.dealing.positions(position, known))
             self._ordered, skip = (position, known, windows), 0
         return windows.take(slice(skip * self.step_windows, (skip + steps) * self.step_windows))
-
-    def __getitem__(self, chunk: tuple[int, int]) -> tuple[int, torch.Tensor, torch.Tensor]:
-        """The same in a worker process: position, tokens, and the columns of the windows as int64 [4, n]."""
-        tokens, windows = self.read(*chunk, pin=False)
-        self.reader.release()
-        columns = np.stack([windows.epoch, windows.shard, windows.start, windows.key])
-        return chunk[0], tokens, torch.from_numpy(columns)

@@ -43,8 +43,11 @@ def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: No
     shard; 20 MiB while a wrong byte is looked for.
     """
     lock = Lock()
+    wanted = True
 
     def advance(count: int) -> None:
+        if not wanted:
+            raise InterruptedError
         with lock:
             progress(count)
 
@@ -52,15 +55,19 @@ def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: No
         return _ShardCheck(dataset, *job, advance).run()
 
     faults: list[str] = []
+    jobs = [(split, number) for split in dataset.splits.values() for number in range(len(split.shards))]
     with ThreadPoolExecutor() as pool:
-        results = pool.map(check, [(split, n) for split in dataset.splits.values() for n in range(len(split.shards))])
-        for name, split in dataset.splits.items():
-            tallies = []
-            for of_shard, tally in islice(results, len(split.shards)):
-                faults += of_shard
-                tallies.append(tally)
-            where = f"{dataset.location}, split '{name}'"
-            faults += (f"{where}: {fault}." for fault in _wrong_sums(split, tallies, dataset.soft_mask_bit))
+        try:
+            results = pool.map(check, jobs)
+            for name, split in dataset.splits.items():
+                tallies = []
+                for of_shard, tally in islice(results, len(split.shards)):
+                    faults += of_shard
+                    tallies.append(tally)
+                where = f"{dataset.location}, split '{name}'"
+                faults += (f"{where}: {fault}." for fault in _wrong_sums(split, tallies, dataset.soft_mask_bit))
+        finally:
+            wanted = False  # threads that are still at it, after an interrupt, stop
     return faults
 
 
@@ -106,13 +113,13 @@ class _ShardCheck:
         self.stored = dataset.layout == "blocks"  # whether separators are
         ids = set(dataset.translate or ())  # if none of them is to be noticed, the letters need no look
         self.plain = bool(ids) and max(ids) < len(dataset.vocabulary) and dataset.vocabulary.sep not in ids
-        self.tokens: list[int] = self.shard.blocks["tokens"].tolist()
-        self.begin: list[int] = self.shard.blocks["offset"].tolist()
-        self.end = [begin + tokens for begin, tokens in zip(self.begin, self.tokens, strict=True)]
+        # int64 [blocks], bytes in the file:
+        self.begin = self.shard.blocks["offset"].astype(np.int64)
+        self.end = self.begin + self.shard.blocks["tokens"]
         # What the file turns out to be:
         self.size = 0
         self.sha256 = ""  # of no more bytes than it should have
-        self.crc32 = [0] * len(self.tokens)
+        self.crc32 = np.zeros(len(self.begin), dtype=np.uint32)
         self.separators: list[np.ndarray] = []  # int64, places among the stored tokens
         self.largest_id = self.soft_masked = 0
 
@@ -129,7 +136,7 @@ class _ShardCheck:
                 faults += self._wrong_size()
                 if self.sha256 != self.shard.sha256:
                     faults += (f"{self.path}: {fault}." for fault in self._damage())
-                elif self.tokens:
+                elif len(self.begin) == len(self.shard.blocks):
                     lengths = self._lengths()
                     faults += (f"{self.path}: {fault}." for fault in self._wrong_counts(lengths))
             finally:
@@ -147,20 +154,22 @@ class _ShardCheck:
         return faults, _Tally(len(lengths) - 1, first, longest, last, self.soft_masked)
 
     def _wrong_index(self) -> Iterator[str]:
-        """Whether the index says what cannot be; blocks at impossible places are then left out."""
-        tokens = sum(self.tokens) + (0 if self.stored else len(self.tokens))
+        """Whether the index says what cannot be. Blocks at impossible places are then left alone."""
+        blocks, sizes = len(self.begin), self.end - self.begin
+        tokens = int(sizes.sum()) + (0 if self.stored else blocks)
         if tokens != self.shard.tokens:
             yield f"{self.path}: the index says {self.shard.tokens:,} tokens, its blocks have {tokens:,}."
-        size, last = self.dataset.block_tokens, len(self.tokens) - 1
-        after = 0
-        for block, (begin, end) in enumerate(zip(self.begin, self.end, strict=True)):
-            full = end - begin == size or (block == last and end - begin < size)
-            possible = begin == block_offset(block, size) and full if self.stored else begin >= after
-            if not possible or end > self.shard.bytes:
-                yield f"{self.path}: the index says bytes {begin:,} to {end:,} of block {block}, which cannot be."
-                self.tokens, self.begin, self.end, self.crc32 = [], [], [], []
-                return
-            after = end
+        impossible = self.end > self.shard.bytes
+        if self.stored:
+            full = self.dataset.block_tokens
+            impossible |= self.begin != [block_offset(block, full) for block in range(blocks)]
+            impossible |= np.where(np.arange(blocks) < blocks - 1, sizes != full, sizes > full)
+        else:
+            impossible |= self.begin < [0, *self.end[:-1]][:blocks]
+        for block in np.flatnonzero(impossible)[:1].tolist():
+            where = f"bytes {self.begin[block]:,} to {self.end[block]:,}"
+            yield f"{self.path}: the index says {where} of block {block}, which cannot be."
+            self.begin, self.end, self.crc32 = self.begin[:0], self.end[:0], self.crc32[:0]
 
     def _pieces(self) -> Iterator[tuple[int, memoryview]]:
         """(place, bytes) one after the other, in one buffer; no more bytes than the file should have. Raises OSError."""
@@ -178,13 +187,12 @@ class _ShardCheck:
         block = before = 0
         for at, piece in self._pieces():
             sha256.update(piece)
-            parts: list[memoryview] = []
-            while block < len(self.begin) and self.begin[block] < at + len(piece):
-                parts.append(piece[max(self.begin[block] - at, 0) : self.end[block] - at])
-                self.crc32[block] = isal_zlib.crc32(parts[-1], self.crc32[block])
-                if self.end[block] > at + len(piece):
-                    break
-                block += 1
+            upto = int(np.searchsorted(self.begin, at + len(piece)))
+            begins, ends = (places[block:upto].tolist() for places in (self.begin, self.end))
+            parts = [piece[max(begin - at, 0) : end - at] for begin, end in zip(begins, ends, strict=True)]
+            for number, part in enumerate(parts, block):
+                self.crc32[number] = isal_zlib.crc32(part, int(self.crc32[number]))
+            block = upto - int(bool(ends) and ends[-1] > at + len(piece))  # it goes on in the next piece
             if not self.plain:
                 before += self._look(b"".join(parts), before)
             self.advance(len(piece))
@@ -204,13 +212,13 @@ class _ShardCheck:
     def _lengths(self) -> np.ndarray:
         """Bases before, between and after the separators of the stream, int64 [separators + 1]."""
         if not self.stored:
-            return np.array([*self.tokens, 0])
-        return np.diff(np.concatenate([[-1], *self.separators, [sum(self.tokens)]])) - 1
+            return np.append(self.end - self.begin, 0)
+        return np.diff(np.concatenate([[-1], *self.separators, [(self.end - self.begin).sum()]])) - 1
 
     def _wrong_size(self) -> Iterator[str]:
         if self.size == self.shard.bytes:
             return
-        whole = sum(end <= self.size for end in self.end)
+        whole = int(np.searchsorted(self.end, self.size, side="right"))
         if whole < len(self.end):
             reason = f"it is cut off in block {whole}"
         else:
@@ -221,7 +229,7 @@ class _ShardCheck:
         """What the index says wrongly of a file that is as it should be."""
         for block in self._damaged():
             yield f"the index has a wrong checksum of block {block}"
-        records = int(np.count_nonzero(lengths)) if self.stored else len(self.tokens)
+        records = np.count_nonzero(lengths) if self.stored else len(self.begin)
         if self.shard.records != records:
             yield f"the index says {self.shard.records:,} records, it holds parts of {records:,}"
         vocabulary = len(self.dataset.vocabulary)
@@ -233,8 +241,9 @@ class _ShardCheck:
 
     def _damaged(self) -> list[int]:
         """The blocks that are there and have another checksum."""
-        right = self.shard.crc32
-        return [block for block, end in enumerate(self.end) if end <= self.size and self.crc32[block] != right[block]]
+        right = self.shard.blocks["crc32"][: len(self.crc32)]
+        blocks: list[int] = np.flatnonzero((self.end <= self.size) & (self.crc32 != right)).tolist()
+        return blocks
 
     def _damage(self) -> list[str]:
         """Where the file differs from what was written, from its beginning to its end. Raises OSError."""
@@ -257,14 +266,14 @@ class _ShardCheck:
                     wrong |= xor
                     more = f"; {len(xor) - 1:,} more bytes there are wrong" if len(xor) > 1 else ""
                     found.append((begin, byte(*next(iter(xor.items())), where) + more))
-            for block, begin in enumerate(() if self.stored else self.begin):
-                header = begin - TAR_HEADER
-                if header + TAR_HEADER <= self.size and not _is_header(read(header, TAR_HEADER)):
-                    where = f"the tar header of block {block} (bytes {header:,} to {begin:,})"
+            for block, begin in enumerate(() if self.stored else self.begin.tolist()):
+                header = begin // TAR_HEADER * TAR_HEADER - TAR_HEADER  # .npy members begin with a header of their own
+                if _is_damaged_header(read(max(header, 0), TAR_HEADER)):
+                    where = f"the tar header of block {block} (bytes {header:,} to {header + TAR_HEADER:,})"
                     found.append((header, f"{where} does not match its own checksum"))
             single = self._single_bytes(damaged, wrong)
             for block in damaged:
-                begin, end = self.begin[block], self.end[block]
+                begin, end = int(self.begin[block]), int(self.end[block])
                 if block in single:
                     place, value = single[block]
                     sentence = byte(place, value, f"block {block}, token {place - begin:,}")
@@ -272,18 +281,18 @@ class _ShardCheck:
                     sentence = f"block {block} (bytes {begin:,} to {end:,}) does not match its checksum"
                 found.append((begin, sentence))
         if not found and self.size >= self.shard.bytes:
-            blocks = ", though its blocks match their checksums" if self.tokens else ""
+            blocks = ", though its blocks match their checksums" if len(self.begin) else ""
             reason = "" if self.stored else ": a tar header or padding is damaged"
             found.append((0, f"it does not match its SHA-256{blocks}{reason}"))
         return [sentence for _, sentence in sorted(found)]
 
     def _between(self) -> Iterator[tuple[str, int, bytes]]:
         """What the writer puts around the blocks of layout `blocks`: (name, place, bytes)."""
-        for block, (begin, tokens) in enumerate(zip(self.begin, self.tokens, strict=True)):
+        for block, (begin, end) in enumerate(zip(self.begin.tolist(), self.end.tolist(), strict=True)):
             header = tarfile.TarInfo(f"{self.number:06d}-{block:06d}.bin")
-            header.size = tokens
+            header.size = end - begin
             yield f"tar header of block {block}", begin - TAR_HEADER, header.tobuf(tarfile.USTAR_FORMAT)
-        for end in self.end[-1:]:
+        for end in self.end[-1:].tolist():
             yield "end of the tar", end, bytes(-end % TAR_HEADER + 2 * TAR_HEADER)
 
     def _single_bytes(self, damaged: Sequence[int], wrong: Mapping[int, int]) -> dict[int, tuple[int, int]]:
@@ -294,11 +303,12 @@ class _ShardCheck:
         """
         ways: list[list[tuple[int, int]]] = []
         for block in damaged:
-            syndrome = self.crc32[block] ^ self.shard.crc32[block]
-            errors = one_byte_errors(syndrome, self.tokens[block]) if self.size >= self.shard.bytes else []
+            begin, length = int(self.begin[block]), int(self.end[block] - self.begin[block])
+            syndrome = int(self.crc32[block] ^ self.shard.blocks["crc32"][block])
+            errors = one_byte_errors(syndrome, length) if self.size >= self.shard.bytes else []
             if not errors:
                 return {}
-            ways.append([(self.begin[block] + place, xor) for place, xor in errors])
+            ways.append([(begin + place, xor) for place, xor in errors])
         for way in islice(product(*ways), _WAYS):
             if self._sha256_with({**wrong, **dict(way)}) == self.shard.sha256:
                 return dict(zip(damaged, way, strict=True))
@@ -343,12 +353,13 @@ class _ShardCheck:
             )
 
 
-def _is_header(content: bytes) -> bool:
+def _is_damaged_header(content: bytes) -> bool:
+    """Whether 512 bytes of a tar are a header, by its magic, that does not match its own checksum."""
     try:
         tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        return False
-    return True
+        return content[257:262] == b"ustar"
+    return False
 
 
 def one_byte_errors(syndrome: int, length: int) -> list[tuple[int, int]]:
