@@ -203,7 +203,9 @@ def data_verify(data: DataFolder) -> None:
         raise DataError(
             f"{dataset.location} is damaged in {len(faults)} places. Copy these files again, or prepare the data again."
         )
-    print(f"{dataset.location}: {len(shards)} shards, {size:,} bytes, all digests and counts right")
+    print(
+        f"{dataset.location}: {len(shards)} shards, {size:,} bytes, all digests, and numbers of tokens and records, right"
+    )
 
 
 @app.command()

@@ -66,11 +66,11 @@ def hold(folder: Path) -> TextIO:
     return file
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a small file that is seen either as it was or whole."""
     work = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
     try:
-        work.write_text(text)
+        work.write_bytes(content)
         sync(work)
         work.replace(path)
     finally:

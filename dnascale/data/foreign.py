@@ -196,7 +196,7 @@ def _save_beside(dataset: Dataset, out: Path) -> None:
                     file.write(content)
                 sync(out / name)
             sync(out / split)
-        write_whole(out / "dataset.json", dataset.to_json())
+        write_whole(out / "dataset.json", dataset.to_json().encode())
         sync(out)
     except BaseException as error:
         for path in written:

@@ -269,7 +269,7 @@ class _Sidecar:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(schema)
         table = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
         path = self.folder / f"shard-{len(self.counts):06d}.records.parquet"
-        pq.write_table(table, path, compression="zstd")
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
         self.counts.append(len(self.rows))
         self.rows.clear()
 

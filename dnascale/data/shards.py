@@ -23,7 +23,7 @@ import numpy as np
 from dnascale.data.cache import Lease
 from dnascale.data.remote import RemoteFile, RemoteFolder, default_cache, is_remote
 from dnascale.errors import DataError
-from dnascale.files import json_digest
+from dnascale.files import json_digest, write_whole
 from dnascale.vocab import Vocabulary
 
 FORMAT = "dnascale-dataset"
@@ -34,6 +34,9 @@ SHARD_NAME = "shard-%06d.tar"
 
 SHARD_ROW = np.dtype([("bytes", "<u8"), ("tokens", "<u8"), ("records", "<u8"), ("blocks", "<u8"), ("sha256", "u1", 32)])
 BLOCK_ROW = np.dtype([("offset", "<u8"), ("tokens", "<u4"), ("crc32", "<u4")])
+
+#: Index files of more bytes are mapped, and not read into memory.
+_MAPPED_FROM = 1 << 25
 
 Layout = Literal["blocks", "records"]
 
@@ -218,12 +221,12 @@ class Dataset:
         return json.dumps(body | {"sha256": json_digest(body)}, indent=1) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Writes the index and then `dataset.json` into `folder`, where the shards are."""
+        """Writes the index and then `dataset.json` into `folder`, where the shards are. Who has mapped old ones keeps them."""
         for name, split in self.splits.items():
             for file, content in split.shards.files(name).items():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (folder / file).write_bytes(content)
-        (folder / "dataset.json").write_text(self.to_json())
+                write_whole(folder / file, content)
+        write_whole(folder / "dataset.json", self.to_json().encode())
 
 
 def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: int | None = None) -> Dataset:
@@ -285,7 +288,10 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
         for name, split in body["splits"].items():
             index = split.pop("index")
             rows = {what: _load_rows(dataset, **index[what]) for what in ("shards", "blocks")}
-            dataset.splits[name] = Split(**split, shards=Index(_names(index["names"]), rows["shards"], rows["blocks"]))
+            names = index["names"] if isinstance(index["names"], str) else tuple(index["names"])
+            if isinstance(names, tuple) and len(names) != len(rows["shards"]):
+                raise ValueError(f"{len(names)} names of {len(rows['shards'])} shards of split '{name}'")
+            dataset.splits[name] = Split(**split, shards=Index(names, rows["shards"], rows["blocks"]))
         if dataset.fingerprint != body["fingerprint"]:
             raise DataError(f"{where} and the index beside it do not belong together (another fingerprint). {again}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -308,11 +314,10 @@ def _load_rows(dataset: Dataset, file: str, bytes: int, sha256: str) -> np.ndarr
             f"{lease.path} does not match its digest in dataset.json: it is damaged. Copy it again, or prepare the data "
             "again."
         )
-    if dataset.remote:  # small, and needed for as long as the program runs: the cache may drop the file
-        rows = np.load(lease.path)
-        lease.close()
-        return cast(np.ndarray, rows)
-    return np.load(lease.path, mmap_mode="r")
+    # What is mapped stays, also if the cache drops the file; but it must not be cut off, and most are small.
+    rows = np.load(lease.path, mmap_mode="r" if bytes > _MAPPED_FROM else None)
+    lease.close()
+    return cast(np.ndarray, rows)
 
 
 def _split_to_json(name: str, split: Split) -> dict[str, Any]:
@@ -328,10 +333,6 @@ def _split_to_json(name: str, split: Split) -> dict[str, Any]:
         "composition": split.composition,
         "index": index,
     }
-
-
-def _names(names: str | list[str]) -> str | tuple[str, ...]:
-    return names if isinstance(names, str) else tuple(names)
 
 
 def _npy(rows: np.ndarray) -> bytes:

@@ -111,7 +111,7 @@ class _ShardCheck:
         self.advance = advance
         self.path = dataset.folder / self.shard.name
         self.stored = dataset.layout == "blocks"  # whether separators are
-        ids = set(dataset.translate or ())  # if none of them is to be noticed, the letters need no look
+        ids = set(dataset.translate or ())  # if there is nothing to notice in them, the members are not looked at
         self.plain = bool(ids) and max(ids) < len(dataset.vocabulary) and dataset.vocabulary.sep not in ids
         # int64 [blocks], bytes in the file:
         self.begin = self.shard.blocks["offset"].astype(np.int64)
@@ -159,13 +159,13 @@ class _ShardCheck:
         tokens = int(sizes.sum()) + (0 if self.stored else blocks)
         if tokens != self.shard.tokens:
             yield f"{self.path}: the index says {self.shard.tokens:,} tokens, its blocks have {tokens:,}."
-        impossible = self.end > self.shard.bytes
+        impossible = self.begin > self.shard.bytes - sizes
         if self.stored:
             full = self.dataset.block_tokens
             impossible |= self.begin != [block_offset(block, full) for block in range(blocks)]
             impossible |= np.where(np.arange(blocks) < blocks - 1, sizes != full, sizes > full)
         else:
-            impossible |= self.begin < [0, *self.end[:-1]][:blocks]
+            impossible |= self.begin < np.append(0, self.end)[:-1]
         for block in np.flatnonzero(impossible)[:1].tolist():
             where = f"bytes {self.begin[block]:,} to {self.end[block]:,}"
             yield f"{self.path}: the index says {where} of block {block}, which cannot be."

@@ -68,8 +68,8 @@ def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> Non
         if path.is_file() and path.read_text() != to_yaml(kept):
             path.replace(run / f"config-until-step-{step:08d}.yaml")
         if not path.is_file():
-            write_whole(path, to_yaml(kept))
-        write_whole(run / "environment.json", json.dumps(described, indent=1) + "\n")
+            write_whole(path, to_yaml(kept).encode())
+        write_whole(run / "environment.json", (json.dumps(described, indent=1) + "\n").encode())
         (run / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise explained(error, run) from error

@@ -40,7 +40,7 @@ class MetricsFile:
                     with contextlib.suppress(ValueError, KeyError):  # the last line of a killed run may be torn
                         if json.loads(line)["step"] <= resumed_step:
                             kept.append(line)
-            write_whole(path, "".join(f"{line}\n" for line in kept))
+            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
             self._file = path.open("a")
         except OSError as error:
             raise explained(error, path) from error
