@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from dnascale.data.transport import without_secrets
+
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and code that a run was made with."""
@@ -19,7 +21,7 @@ def environment() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
-        "command": sys.argv,
+        "command": [without_secrets(word) if "://" in word else word for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,

@@ -55,14 +55,7 @@ def hold_run(run: Path) -> TextIO:
 def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> None:
     """config.yaml once, and again under another name for what an allowed change replaces; environment.json each start."""
     described = environment() | {"data": corpus.location, "data_fingerprint": corpus.fingerprint}
-    data = config.data.model_copy(
-        update={
-            "path": config.data.path and _resolved(config.data.path),
-            "sources": config.data.sources
-            and {n: s.model_copy(update={"path": _resolved(s.path)}) for n, s in config.data.sources.items()},
-        }
-    )
-    kept = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"allow_change": False})})
+    kept = as_recorded(config)
     path = run / "config.yaml"
     try:
         if path.is_file() and path.read_text() != to_yaml(kept):
@@ -75,9 +68,20 @@ def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> Non
         raise explained(error, run) from error
 
 
-def _resolved(location: str) -> str:
-    """What config.yaml says of where the data are: without the credentials of a URL."""
-    return without_secrets(location) if is_remote(location) else str(Path(location).resolve())
+def as_recorded(config: Config) -> Config:
+    """What is written down of a configuration: where the data really are, but not the credentials of a URL."""
+
+    def resolved(location: str) -> str:
+        return without_secrets(location) if is_remote(location) else str(Path(location).resolve())
+
+    path, sources = config.data.path, config.data.sources
+    data = config.data.model_copy(
+        update={
+            "path": path and resolved(path),
+            "sources": sources and {n: s.model_copy(update={"path": resolved(s.path)}) for n, s in sources.items()},
+        }
+    )
+    return config.model_copy(update={"data": data, "run": config.run.model_copy(update={"allow_change": False})})
 
 
 def require_visible(run: Path) -> None:

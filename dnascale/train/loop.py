@@ -20,7 +20,7 @@ from dnascale.errors import CheckpointError, DataError, NumericsError, UsageErro
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, deepspeed_config
-from dnascale.train.folder import hold_run, require_visible, settle_config, with_steps, write_run_files
+from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer, learning_rate
 from dnascale.train.screen import Screen
@@ -303,7 +303,7 @@ def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]
 def _open_recorder(job: Job) -> Recorder:
     if not job.accelerator.is_main_process:
         return Recorder()
-    wandb = Wandb(job.config, job.run, {"data_fingerprint": job.corpus.fingerprint})
+    wandb = Wandb(as_recorded(job.config), job.run, {"data_fingerprint": job.corpus.fingerprint})
     return Recorder(MetricsFile(job.run / "metrics.jsonl", job.state.step), wandb)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 
 from dnascale.config import ModelConfig
 from dnascale.data.masking import Masking
-from dnascale.data.shards import Dataset, ShardWriter, Split
-from dnascale.data.stream import WindowReader
+from dnascale.data.read import WindowReader
+from dnascale.data.shards import Dataset, Split
+from dnascale.data.writer import ShardWriter
 from dnascale.errors import DataError
 from dnascale.evaluate.loss import GROUPS, HeldOutLoss, held_out_loss
 from dnascale.model.modernbert import MaskedLanguageModel, build
@@ -26,13 +27,22 @@ U32 = 2**32 - 1
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Many calls of a tiny model: threads that wait for each other would take longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def write_dataset(folder: Path, stream: np.ndarray) -> Dataset:
     """One split `valid` in shards of one block."""
     writer = ShardWriter(folder, "valid", block_tokens=BLOCK, shard_blocks=1)
     while len(stream):
         piece, stream = stream[: writer.room], stream[writer.room :]
         writer.write(piece)
-    split = Split(1, 1, 1, 1, 0, {}, writer.close())
+    split = Split(1, 1, 1, 1, 0, {}, writer.index())
     return Dataset(folder, "", "", CHARACTER, True, [], {}, {}, {}, {"valid": split}, block_tokens=BLOCK)
 
 
@@ -109,12 +119,17 @@ def same(found: HeldOutLoss, expected: HeldOutLoss) -> None:
     assert found.accuracy_by_base == pytest.approx(expected.accuracy_by_base, abs=1e-12)
 
 
+@pytest.fixture(scope="module")
+def expected(stream: np.ndarray, logits: Logits) -> HeldOutLoss:
+    return result_of(naive(stream, logits))
+
+
 @pytest.mark.parametrize("batch_windows", [1, 4, 1000])
 def test_loss_and_accuracy_equal_a_naive_evaluation(
-    reader: WindowReader, stream: np.ndarray, logits: Logits, batch_windows: int
+    reader: WindowReader, expected: HeldOutLoss, logits: Logits, batch_windows: int
 ) -> None:
     found = held_out_loss(logits, reader, CHARACTER, CPU, batch_windows)
-    same(found, result_of(naive(stream, logits)))
+    same(found, expected)
     assert found.bits_per_base == pytest.approx(found.nats_per_base / math.log(2))
 
 

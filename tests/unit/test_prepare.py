@@ -22,8 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dnascale.data import prepare as module
+from dnascale.data.mapped import MappedShards
 from dnascale.data.prepare import PrepareOptions, prepare, split_of
-from dnascale.data.shards import Dataset, ShardReader, ShardWriter, load_dataset, split_records
+from dnascale.data.read import split_records
+from dnascale.data.shards import Dataset, load_dataset
+from dnascale.data.verify import verify
+from dnascale.data.writer import ShardWriter
 from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
 from dnascale.vocab import CHARACTER
 
@@ -218,8 +222,8 @@ def test_lower_case_is_in_the_sidecar_always_and_in_bit_7_when_asked_for(tmp_pat
     by_name = {header.split()[0]: bases for header, bases in records.items()}
     source = write(tmp_path / "a.fa", list(records.items()))
     dataset = prepare([source], tmp_path / "out", PrepareOptions(valid=0, soft_mask=soft_mask))
-    (shard,) = dataset.split("train").shards
-    tokens = ShardReader(dataset, shard).tokens()
+    assert len(dataset.split("train").shards) == 1
+    tokens = MappedShards(dataset, "train").stream(0)
     assert dataset.soft_mask_bit is soft_mask
     for row in rows_of(dataset)["train"]:
         bases = by_name[row["record"]]
@@ -239,7 +243,8 @@ def test_parts_of_records_tile_the_records_and_the_shards(tmp_path: Path, small_
     dataset = prepare([source], tmp_path / "out", PrepareOptions(valid=0, soft_mask=True))
     shards = dataset.split("train").shards
     assert [shard.tokens for shard in shards[:-1]] == [small_shards] * (len(shards) - 1)
-    streams = [ShardReader(dataset, shard).tokens() for shard in shards]
+    mapped = MappedShards(dataset, "train")
+    streams = [mapped.stream(number) for number in range(len(shards))]
     covered = [np.zeros(len(stream), dtype=int) for stream in streams]
     parts = defaultdict(list)
     rows = rows_of(dataset)["train"]
@@ -258,8 +263,7 @@ def test_parts_of_records_tile_the_records_and_the_shards(tmp_path: Path, small_
     assert [shard.records for shard in shards] == [
         sum(row["shard"] == index for row in rows) for index in range(len(shards))
     ]
-    for shard in shards:
-        ShardReader(dataset, shard).verify_file()
+    assert verify(dataset) == []
 
 
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
@@ -447,6 +451,5 @@ def test_a_prepared_folder_loads_verifies_and_may_be_moved(tmp_path: Path) -> No
     shutil.move(tmp_path / "out", tmp_path / "moved")
     moved = load_dataset(tmp_path / "moved")
     assert moved.fingerprint == dataset.fingerprint
-    for split in moved.splits.values():
-        for shard in split.shards:
-            ShardReader(moved, shard).verify_file()
+    assert moved.splits == dataset.splits
+    assert verify(moved) == []

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import tarfile
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dnascale.data.shards import (
-    Dataset,
-    Shard,
-    ShardReader,
-    ShardWriter,
-    Split,
-    block_offset,
-    load_dataset,
-    split_records,
-    split_stream,
-)
+from dnascale.data.mapped import MappedShards
+from dnascale.data.read import split_records, split_stream
+from dnascale.data.shards import BLOCK_ROW, SHARD_ROW, Dataset, Index, Split, block_offset, load_dataset
+from dnascale.data.verify import verify
+from dnascale.data.writer import ShardWriter
 from dnascale.errors import DataError
+from dnascale.files import json_digest
 from dnascale.vocab import CHARACTER
 
 BLOCK = 512  # tokens; the smallest whole number of tar blocks
@@ -50,11 +48,23 @@ def write_dataset(folder: Path, stream: np.ndarray, shard_blocks: int = 3, piece
         step = min(int(rng.integers(1, 100 * pieces)), writer.room)
         writer.write(stream[done : done + step])
         done += len(stream[done : done + step])
-    shards = writer.close()
-    split = Split(0, 0, len(stream), 1, 0, {}, shards)
-    dataset = Dataset(folder, "tiny", "a test", CHARACTER, True, [], {}, {}, {}, {"train": split}, block_tokens=BLOCK)
-    (folder / "dataset.json").write_text(dataset.to_json())
+    of_shards = np.split(stream, range(shard_blocks * BLOCK, len(stream), shard_blocks * BLOCK))
+    shards = [replace(s, records=len(parts_of(part))) for s, part in zip(writer.close(), of_shards, strict=True)]
+    lengths = [len(part) for part in parts_of(stream)]
+    separators = bytes(stream & 0x7F).count(CHARACTER.sep)
+    soft_masked = int((stream >> 7).sum())
+    split = Split(
+        separators, sum(lengths), len(stream), max(lengths), soft_masked, {}, Index.of(shards, "train/shard-%06d.tar")
+    )
+    Dataset(folder, "tiny", "a test", CHARACTER, True, [], {}, {}, {}, {"train": split}, block_tokens=BLOCK).save(
+        folder
+    )
     return load_dataset(folder)
+
+
+def parts_of(stream: np.ndarray) -> list[bytes]:
+    """The records of which a stream holds a part, without soft mask."""
+    return [part for part in bytes(stream & 0x7F).split(bytes([CHARACTER.sep])) if part]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +84,13 @@ def dataset(written: Dataset, tmp_path: Path) -> Dataset:
     return load_dataset(tmp_path / "data")
 
 
-def shards(dataset: Dataset) -> list[Shard]:
+def shards(dataset: Dataset) -> Index:
     return dataset.split("train").shards
+
+
+def streams(dataset: Dataset) -> list[np.ndarray]:
+    mapped = MappedShards(dataset, "train")
+    return [mapped.stream(number) for number in range(len(shards(dataset)))]
 
 
 def paths(dataset: Dataset) -> list[Path]:
@@ -93,19 +108,7 @@ def test_stream_is_cut_into_full_shards_of_full_blocks_with_a_short_last_one(
     assert len(sizes) > 3
     assert set(sizes[:-1]) == {3 * BLOCK}
     assert sum(sizes) == len(stream)
-    read = np.concatenate([ShardReader(written, shard).tokens() for shard in shards(written)])
-    np.testing.assert_array_equal(read, stream)
-
-
-def test_any_range_of_a_shard_reads_the_same_as_a_slice_of_its_stream(written: Dataset) -> None:
-    reader = ShardReader(written, shards(written)[0])
-    whole = reader.tokens()
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        start, stop = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
-        out = np.full(stop - start, 255, dtype=np.uint8)
-        reader.read(start, out)
-        np.testing.assert_array_equal(out, whole[start:stop])
+    np.testing.assert_array_equal(np.concatenate(streams(written)), stream)
 
 
 def test_split_gives_its_records_back_without_soft_mask_also_across_shards(
@@ -120,17 +123,19 @@ def test_split_gives_its_records_back_without_soft_mask_also_across_shards(
 
 
 def test_tarfile_finds_the_members_where_block_offsets_say(written: Dataset) -> None:
-    for number, (shard, path) in enumerate(zip(shards(written), paths(written), strict=True)):
-        stream = ShardReader(written, shard).tokens()
+    everything = zip(shards(written), paths(written), streams(written), strict=True)
+    for number, (shard, path, stream) in enumerate(everything):
+        assert shard.bytes == path.stat().st_size
+        assert shard.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         with tarfile.open(path) as tar:
             members = tar.getmembers()
             assert [m.name for m in members] == [f"{number:06d}-{k:06d}.bin" for k in range(len(shard.crc32))]
             for k, member in enumerate(members):
                 assert member.isreg()
                 assert member.offset_data == block_offset(k, BLOCK)
-                payload = tar.extractfile(member)
-                assert payload is not None
-                assert payload.read() == stream[k * BLOCK : (k + 1) * BLOCK].tobytes()
+                content = tar.extractfile(member).read()  # type: ignore[union-attr]
+                assert content == stream[k * BLOCK : (k + 1) * BLOCK].tobytes()
+                assert shard.blocks[k].tolist() == (member.offset_data, len(content), zlib.crc32(content))
                 owner = (member.mtime, member.uid, member.gid, member.uname, member.gname)
                 assert owner == (0, 0, 0, "", "")  # nothing of this machine
 
@@ -160,9 +165,10 @@ def test_the_same_stream_in_other_pieces_gives_the_same_bytes(
     written: Dataset, records: list[np.ndarray], tmp_path: Path
 ) -> None:
     again = write_dataset(tmp_path / "again", stream_of(records), pieces=1)
-    for one, other in zip(paths(written), paths(again), strict=True):
-        assert one.read_bytes() == other.read_bytes()
-    assert (again.folder / "dataset.json").read_bytes() == (written.folder / "dataset.json").read_bytes()
+    files = [path.relative_to(written.folder) for path in written.folder.rglob("*") if path.is_file()]
+    assert len(files) == len(paths(written)) + 3
+    for file in files:
+        assert (again.folder / file).read_bytes() == (written.folder / file).read_bytes()
     assert again.fingerprint == written.fingerprint
 
 
@@ -177,47 +183,55 @@ def test_fingerprint_changes_with_one_token_and_with_the_vocabulary(
 def test_a_stream_that_ends_at_a_block_or_shard_end_leaves_nothing_empty(tmp_path: Path) -> None:
     for blocks in (1, 2, 3, 6):
         stream = np.arange(blocks * BLOCK, dtype=np.int64).astype(np.uint8) & 3
+        stream[-1] = CHARACTER.sep
         dataset = write_dataset(tmp_path / str(blocks), stream)
         assert [len(shard.crc32) for shard in shards(dataset)] == {1: [1], 2: [2], 3: [3], 6: [3, 3]}[blocks]
-        for shard in shards(dataset):
-            ShardReader(dataset, shard).verify_file()
+        np.testing.assert_array_equal(np.concatenate(streams(dataset)), stream)
+        assert not verify(dataset)
 
 
 # --- damage ---
 
 
 def test_whole_shards_pass_verification(written: Dataset) -> None:
-    for shard in shards(written):
-        ShardReader(written, shard).verify()
-        ShardReader(written, shard).verify_file()
+    mapped = MappedShards(written, "train")
+    for number in range(len(shards(written))):
+        mapped.check_all(number)
+        mapped.check_size(number)
+    assert verify(written) == []
 
 
 def test_no_flipped_bit_is_accepted_and_a_damaged_block_is_named(dataset: Dataset) -> None:
+    """Bits of blocks are refused by who reads them; those of headers and padding by `verify`."""
     rng = np.random.default_rng(2)
     which = [0, len(shards(dataset)) - 1]
-    places = [(which[i % 2], None) for i in range(200)]
+    places = [(which[i % 2], None) for i in range(100)]
     # Besides: first and last byte of a header, a payload, the padding of the short block, and the end of the tar.
     last = shards(dataset)[which[1]]
     end = block_offset(len(last.crc32) - 1, BLOCK) + last.tokens % BLOCK
     places += [(0, at) for at in (0, 511, 512, 512 + BLOCK - 1, 512 + BLOCK)]  # type: ignore[misc]
     places += [(which[1], at) for at in (end - 1, end, last.bytes - 1025, last.bytes - 1024, last.bytes - 1)]  # type: ignore[misc]
-    for index, place in places:
-        shard, path = shards(dataset)[index], paths(dataset)[index]
-        data = bytearray(path.read_bytes())
+    for number, place in places:
+        shard, path = shards(dataset)[number], paths(dataset)[number]
+        good = path.read_bytes()
+        data = bytearray(good)
         at = int(rng.integers(len(data))) if place is None else place
         data[at] ^= 1 << int(rng.integers(8))
-        good = path.read_bytes()
         path.write_bytes(data)
-        with pytest.raises(DataError) as caught:
-            ShardReader(dataset, shard).verify_file()
-        path.write_bytes(good)
         block, offset = divmod(at, BLOCK + 512)
         payload = min(BLOCK, shard.tokens - block * BLOCK)
-        expected = f"block {block} " if 512 <= offset < 512 + payload else "tar headers are damaged"
-        assert expected in str(caught.value), (index, at)
-        assert str(path) in str(caught.value)
-    for shard in shards(dataset):
-        ShardReader(dataset, shard).verify_file()
+        mapped = MappedShards(dataset, "train")
+        if 512 <= offset < 512 + payload:
+            for action in (mapped.check_all, mapped.stream):
+                with pytest.raises(DataError, match=re.escape(f"{path}: block {block} (bytes ")):
+                    action(number)
+        else:
+            mapped.check_all(number)
+        faults = verify(dataset)
+        assert faults, (number, at)
+        assert all(str(path) in fault for fault in faults)
+        path.write_bytes(good)
+    assert verify(dataset) == []
 
 
 def test_two_blocks_that_changed_places_are_refused(dataset: Dataset) -> None:
@@ -226,7 +240,9 @@ def test_two_blocks_that_changed_places_are_refused(dataset: Dataset) -> None:
     data[first], data[second] = data[second], data[first]
     paths(dataset)[0].write_bytes(data)
     with pytest.raises(DataError, match=r"block 0 \(bytes 512 to 1,024\)"):
-        ShardReader(dataset, shards(dataset)[0]).verify()
+        MappedShards(dataset, "train").check_all(0)
+    with pytest.raises(DataError, match=r"block 0 \(bytes 512 to 1,024\)"):
+        MappedShards(dataset, "train").stream(0)
 
 
 @pytest.mark.parametrize("change", [-1, -1024, -513, 1, 512])
@@ -235,17 +251,103 @@ def test_a_shard_of_another_size_is_refused_when_opened(dataset: Dataset, change
     data = path.read_bytes()
     path.write_bytes(data[:change] if change < 0 else data + bytes(change))
     sizes = f"{len(data) + change:,} bytes, dataset.json says {len(data):,}"
-    with pytest.raises(DataError, match=re.escape(f"{path} has {sizes}")):
-        ShardReader(dataset, shards(dataset)[1])
+    mapped = MappedShards(dataset, "train")
+    for action in (mapped.stream, mapped.check_all, mapped.check_size):
+        action(0)
+        with pytest.raises(DataError, match=re.escape(f"{path} has {sizes}")):
+            action(1)
 
 
 def test_a_missing_or_empty_shard_is_refused_when_opened(dataset: Dataset) -> None:
     paths(dataset)[0].unlink()
-    with pytest.raises(DataError, match=re.escape(f"{paths(dataset)[0]} is missing")):
-        ShardReader(dataset, shards(dataset)[0])
+    mapped = MappedShards(dataset, "train")
+    for action in (mapped.stream, mapped.check_all, mapped.check_size):
+        with pytest.raises(DataError, match=re.escape(f"{paths(dataset)[0]} is missing")):
+            action(0)
     paths(dataset)[0].touch()
-    with pytest.raises(DataError, match="has 0 bytes"):
-        ShardReader(dataset, shards(dataset)[0])
+    for action in (mapped.stream, mapped.check_all, mapped.check_size):
+        with pytest.raises(DataError, match="has 0 bytes"):
+            action(0)
+
+
+# --- the index ---
+
+
+def test_an_index_is_a_sequence_of_shards(written: Dataset) -> None:
+    index = shards(written)
+    listed = list(index)
+    assert [shard.name for shard in listed] == [f"train/shard-{number:06d}.tar" for number in range(len(index))]
+    assert len(listed) == len(index)
+    assert (index[-1].name, index[-1].crc32) == (listed[-1].name, listed[-1].crc32)
+    assert [shard.name for shard in index[1:3]] == [shard.name for shard in listed[1:3]]
+    for wrong in (len(index), -len(index) - 1):
+        with pytest.raises(IndexError):
+            index[wrong]
+    again = Index.of(listed, "train/shard-%06d.tar")
+    assert again == index
+    assert Index.of(listed) != index  # names of their own, and no pattern
+    assert Index.of(listed[:-1], "train/shard-%06d.tar") != index
+    assert again.tokens.tolist() == [shard.tokens for shard in listed]
+    assert again.first_block.tolist() == [0, *np.cumsum([len(shard.blocks) for shard in listed]).tolist()]
+
+
+def test_rows_of_the_index_have_the_size_that_the_format_says() -> None:
+    assert (SHARD_ROW.itemsize, BLOCK_ROW.itemsize) == (64, 16)
+
+
+def test_shards_may_have_any_names_also_elsewhere(written: Dataset, tmp_path: Path) -> None:
+    listed = []
+    for number, (shard, path) in enumerate(zip(shards(written), paths(written), strict=True)):
+        name = str(tmp_path / "else where" / f"{number} 100%.tar") if number % 2 else f"é{number}.tar"
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "else where").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "data" / name)
+        listed.append(replace(shard, name=name))
+    split = replace(written.split("train"), shards=Index.of(listed))
+    replace(written, folder=tmp_path / "data", splits={"train": split}).save(tmp_path / "data")
+    dataset = load_dataset(tmp_path / "data")
+    assert dataset.split("train") == split
+    assert dataset.fingerprint == written.fingerprint
+    for one, other in zip(streams(dataset), streams(written), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("file", ["shards.npy", "blocks.npy"])
+def test_no_flipped_bit_of_the_index_is_accepted_nor_one_of_another_size(dataset: Dataset, file: str) -> None:
+    path = dataset.folder / "train" / file
+    good = path.read_bytes()
+    rng = np.random.default_rng(3)
+    for at in [0, len(good) - 1, *rng.integers(0, len(good), 60).tolist()]:
+        data = bytearray(good)
+        data[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=re.escape(f"{path} does not match its digest")):
+            load_dataset(dataset.folder)
+    for data in (b"", good[:-1], good + b"\0"):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=re.escape(f"{path} does not match its digest")):
+            load_dataset(dataset.folder)
+    path.unlink()
+    with pytest.raises(DataError, match=re.escape(f"{path} is missing")):
+        load_dataset(dataset.folder)
+    path.write_bytes(good)
+    assert load_dataset(dataset.folder) == dataset
+
+
+def test_the_index_of_another_data_set_is_refused_even_when_dataset_json_agrees_with_it(
+    dataset: Dataset, records: list[np.ndarray], tmp_path: Path
+) -> None:
+    stream = stream_of(records)
+    stream[-2] ^= 1
+    other = write_dataset(tmp_path / "other", stream)
+    body = json.loads((dataset.folder / "dataset.json").read_text())
+    body["splits"] = json.loads((other.folder / "dataset.json").read_text())["splits"]
+    for file in ("shards.npy", "blocks.npy"):
+        shutil.copy(other.folder / "train" / file, dataset.folder / "train" / file)
+    del body["sha256"]
+    (dataset.folder / "dataset.json").write_text(json.dumps(body | {"sha256": json_digest(body)}))
+    with pytest.raises(DataError, match="do not belong together"):
+        load_dataset(dataset.folder)
 
 
 # --- dataset.json ---
