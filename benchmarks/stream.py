@@ -307,7 +307,7 @@ def _ratios(name: str, results: dict[str, Result]) -> Result:
     rate = {peer: result["samples_per_second"] for peer, result in results.items() if "error" not in result}
     if name not in rate:
         return {}
-    best = max((rate[peer] for peer in rate.keys() - {"raw", "dnascale"}), default=None)
+    best = max((rate[peer] for peer in rate if peer != "raw" and PEERS[peer].package != "dnascale"), default=None)
     return {
         "ratio_to_raw": rate[name] / rate["raw"] if "raw" in rate else None,
         "ratio_to_fastest_peer": rate[name] / best if best else None,

@@ -10,24 +10,24 @@ import io
 import mmap
 import re
 import tarfile
-import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from isal import isal_zlib
 
 from dnascale import __version__
 from dnascale.data.prepare import SPLITS
-from dnascale.data.shards import BLOCK_ROW, TAR_HEADER, Dataset, Index, Shard, Split, load_dataset
+from dnascale.data.shards import BLOCK_ROW, Dataset, Index, Shard, Split, load_dataset
 from dnascale.data.sources import resolve_all
+from dnascale.data.tars import Sample, in_one_piece, mapped_file, samples, shown, where_is
 from dnascale.errors import DataError, UsageError
 from dnascale.files import explained, sync, whole_folder, write_whole
 from dnascale.vocab import CHARACTER
@@ -47,19 +47,14 @@ _UNFIT = {
     )
     for kind in kinds.split()
 }
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 #: The letters that text may hold, as bytes. The vocabulary's '-' is a gap, and none of them.
 _LETTERS = bytes(b for b in range(128) if chr(b).isalpha() and CHARACTER.byte_table[b] != CHARACTER.unk)
 
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset.tariterators.base_plus_ext
-_META = re.compile(r"__[^/]*__($|/)")  # what webdataset.tariterators.tar_file_iterator leaves out
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also after Path has made one slash of two
 
 _CHUNK = 1 << 20  # bytes that are counted and hashed in one go
 _LONGEST = (1 << 32) - 1
 _NPY_HEADER = 1 << 14  # bytes; NumPy itself takes no longer one
-
-_Sample = dict[str, tarfile.TarInfo]  # members by suffix
 
 
 @dataclass(frozen=True)
@@ -223,7 +218,7 @@ class _Reading:
     @classmethod
     def choose(cls, path: Path, options: IndexOptions) -> "_Reading":
         """What the options say, and what they leave open as the first sample of a tar has it."""
-        key, sample = next(_samples(path, _mapped(path), Counter()))
+        key, sample = next(samples(path, mapped_file(path), Counter()))
         suffix = options.suffix.lower().lstrip(".") if options.suffix else _found_out(path, key, sample)
         text = _kind(suffix) in TEXT
         if text and options.alphabet:
@@ -242,33 +237,33 @@ class _Reading:
         """The table of bytes to ids, unless they are the same."""
         return None if np.array_equal(self.ids[self.good], np.flatnonzero(self.good)) else self.ids.tobytes()
 
-    def member(self, path: Path, key: str, sample: _Sample) -> tarfile.TarInfo:
+    def member(self, path: Path, key: str, sample: Sample) -> tarfile.TarInfo:
         """The one member that holds the sequence. Raises DataError."""
         fitting = [suffix for suffix in sample if (suffix if self.whole else _kind(suffix)) == self.suffix]
         if len(fitting) == 1:
             return sample[fitting[0]]
         count = f"{len(fitting)} members" if fitting else "no member"
         raise DataError(
-            f"{path}: sample {_shown(key)} has {count} '{self.suffix}' (it has {_listed(sample)}; a key ends at the first "
+            f"{path}: sample {shown(key)} has {count} '{self.suffix}' (it has {_listed(sample)}; a key ends at the first "
             "dot), and every sample must be one sequence: choose another --suffix, or write the tar again."
         )
 
     def span(self, path: Path, member: tarfile.TarInfo, mapped: mmap.mmap) -> tuple[int, int]:
         """Where in the tar the sequence begins and ends. Raises DataError when it is not there as it is."""
         begin, end = member.offset_data, member.offset_data + member.size
-        if not _in_one_piece(member):
+        if not in_one_piece(member):
             raise DataError(
-                f"{_where(path, member)} is a sparse file, whose zeros are not in the tar: write it again without "
+                f"{where_is(path, member)} is a sparse file, whose zeros are not in the tar: write it again without "
                 "--sparse."
             )
         if _kind(self.suffix) in TEXT:
             last = mapped[max(begin, end - 2) : end]
             end -= 2 if last == b"\r\n" else int(last.endswith(b"\n"))
         elif _kind(self.suffix) == "npy":
-            begin = _array_begins(_where(path, member), mapped, begin, end)
+            begin = _array_begins(where_is(path, member), mapped, begin, end)
         if end - begin > _LONGEST:
             raise DataError(
-                f"{_where(path, member)} has a sequence of {end - begin:,} bytes, an index takes {_LONGEST:,}: cut it in "
+                f"{where_is(path, member)} has a sequence of {end - begin:,} bytes, an index takes {_LONGEST:,}: cut it in "
                 "several samples."
             )
         return begin, end
@@ -323,11 +318,11 @@ class _Tar:
 def _read_tar(path: Path, reading: _Reading, progress: Callable[[int], None]) -> tuple[_Tar, np.ndarray]:
     """All that is to be known of a tar, and the hashes of its samples' keys, int64 [samples]. Raises DataError."""
     before = path.stat()
-    mapped = _mapped(path)
+    mapped = mapped_file(path)
     content = _Content(path, memoryview(mapped), reading, progress)
     noted: Counter[str] = Counter()
     hashes, rows = array("q"), array("Q")  # a row: offset, tokens, crc32
-    for key, sample in _samples(path, mapped, noted):
+    for key, sample in samples(path, mapped, noted):
         member = reading.member(path, key, sample)
         begin, end = reading.span(path, member, mapped)
         hashes.append(hash(key))
@@ -383,7 +378,7 @@ class _Content:
             for name, begin, end in self._waiting:
                 sequence = np.frombuffer(self._view[begin:end], dtype=np.uint8)
                 if not self._reading.good[sequence].all():
-                    raise DataError(f"{self._path}: member {_shown(name)} has {self._reading.unfit(sequence)}.")
+                    raise DataError(f"{self._path}: member {shown(name)} has {self._reading.unfit(sequence)}.")
         for at in range(self._done, upto, _CHUNK):
             self.sha256.update(self._view[at : min(at + _CHUNK, upto)])
             self._progress(min(_CHUNK, upto - at))
@@ -415,115 +410,14 @@ class _Keys:
         """Reads the keys themselves, for two may have one hash."""
         seen: dict[str, Path] = {}
         for path in self._paths:
-            for key, _ in _samples(path, _mapped(path), Counter()):
+            for key, _ in samples(path, mapped_file(path), Counter()):
                 if key in seen:
                     raise DataError(
-                        f"{path}: sample {_shown(key)} was in {seen[key]} before, so a sequence would count twice, or "
+                        f"{path}: sample {shown(key)} was in {seen[key]} before, so a sequence would count twice, or "
                         "be trained on and held out: leave one of them out, or give every sample a key of its own."
                     )
                 if hash(key) in suspects:
                     seen[key] = path
-
-
-def _samples(path: Path, mapped: mmap.mmap, noted: Counter[str]) -> Iterator[tuple[str, _Sample]]:
-    """The samples of a tar as WebDataset has them: members that follow each other and have one key. Raises DataError.
-
-    What WebDataset leaves out is left out, and counted in `noted` if it may have been meant as data.
-    """
-    key, sample = "", _Sample()
-    for member in _members(path, mapped):
-        if not member.isreg():
-            if member.issym() or member.islnk():
-                noted["links were left out, as WebDataset does"] += 1
-        elif not _META.match(member.name):
-            parts = _KEY.match(member.name)
-            if parts is None:
-                noted["members were left out, as WebDataset does, for their names have no suffix"] += 1
-                continue
-            suffix = parts[2].lower()
-            if parts[1] != key:
-                if sample:
-                    yield key, sample
-                key, sample = parts[1], {}
-            if suffix in sample:
-                raise DataError(f"{_where(path, member)} is there twice in one sample: write the tar again, each once.")
-            sample[suffix] = member
-    if not key:
-        raise DataError(f"{path} has no samples (members named KEY.SUFFIX): is it the right file?")
-    yield key, sample
-
-
-def _members(path: Path, mapped: mmap.mmap) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar. Raises DataError for what is no whole tar, or is more than one."""
-    size, at = len(mapped), 0  # `at`: of the next header
-    try:
-        tar: Any = tarfile.TarFile(fileobj=mapped, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
-        while (member := tar.next()) is not None:
-            if member.size < 0 or tar.offset <= at:
-                raise ValueError("a negative size")
-            at = tar.offset
-            tar.members.clear()
-            if _in_one_piece(member) and (end := member.offset_data + member.size) > size:
-                raise DataError(
-                    f"{path} ends at byte {size:,}, within member {_shown(member.name)}, whose end is byte {end:,}: the "
-                    "tar is truncated, fetch or write it again."
-                )
-            yield member
-    except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
-        if not at:
-            raise DataError(_no_tar(path, mapped)) from None
-        raise DataError(
-            f"{path}: no whole header at byte {at:,} ({error}): the tar is truncated or damaged, fetch or write it "
-            "again."
-        ) from None
-    rest = np.frombuffer(mapped, dtype=np.uint8)[tar.offset :]
-    if len(rest) < TAR_HEADER:
-        raise DataError(
-            f"{path} ends at byte {size:,} without the zero bytes that end a tar: it is truncated, or was not closed by "
-            "its writer; fetch or write it again."
-        )
-    if rest[:TAR_HEADER].any():
-        raise DataError(
-            f"{path}: the header at byte {tar.offset:,} does not match its checksum: the tar is damaged, fetch it "
-            "again."
-        )
-    if rest.any():
-        raise DataError(
-            f"{path} goes on at byte {tar.offset + int((rest != 0).argmax()):,}, after the end of the tar at byte "
-            f"{tar.offset:,}, and no reader would see that: join tars with `tar --concatenate`, or give each alone."
-        )
-
-
-class _Header(tarfile.TarInfo):
-    """As Python's, but of headers of the usual kind only what is needed is read, in a fraction of the time."""
-
-    __slots__ = ()
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        name, size, checksum, kind = buf[:100].partition(b"\0")[0], buf[124:135], buf[148:154], buf[156:157]
-        ends = buf[135:136] + buf[154:156] in (b"\0\0 ", b" \0 ")
-        if (
-            len(buf) != TAR_HEADER
-            or not ends
-            or kind not in (b"0", b"x")
-            or buf[345]
-            or not (size + checksum).isdigit()
-        ):
-            return super().frombuf(buf, encoding, errors)
-        # The sum of all bytes, with spaces for the checksum's own. Adler-32 holds one more than the sum, modulo 65521.
-        total = (zlib.adler32(buf) & 0xFFFF) - (zlib.adler32(buf[148:156]) & 0xFFFF) + sum(b" " * 8)
-        if (total - int(checksum, 8)) % 65521:
-            return super().frombuf(buf, encoding, errors)
-        header = cls(str(name, encoding, errors))
-        header.size, header.type = int(size, 8), bytes(kind)
-        return header
-
-
-def _in_one_piece(member: tarfile.TarInfo) -> bool:
-    """Whether the content lies in the tar as it is. A sparse file has holes."""
-    parts: Any = member.sparse
-    return parts is None or [part for part in parts if part[1]] == [(0, member.size)]
 
 
 def _array_begins(where: str, mapped: mmap.mmap, begin: int, end: int) -> int:
@@ -556,19 +450,19 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _found_out(path: Path, key: str, sample: _Sample) -> str:
+def _found_out(path: Path, key: str, sample: Sample) -> str:
     """The suffix, or the last part of it, of the one member that can be a sequence. Raises DataError."""
     fitting = [suffix for suffix in sample if _kind(suffix) in TEXT + TOKENS]
     if len(fitting) == 1:
         return _kind(fitting[0])
     if fitting:
         raise DataError(
-            f"{path}: sample {_shown(key)} has several members that may be its sequence ({_listed(fitting)}): choose one "
+            f"{path}: sample {shown(key)} has several members that may be its sequence ({_listed(fitting)}): choose one "
             "with --suffix."
         )
-    why = [f"{_shown(suffix)} {_UNFIT[_kind(suffix)]}" for suffix in sample if _kind(suffix) in _UNFIT]
+    why = [f"{shown(suffix)} {_UNFIT[_kind(suffix)]}" for suffix in sample if _kind(suffix) in _UNFIT]
     raise DataError(
-        f"{path}: sample {_shown(key)} has no member that is its sequence (it has {_listed(sample)}); "
+        f"{path}: sample {shown(key)} has no member that is its sequence (it has {_listed(sample)}); "
         f"{why[0] if why else _READABLE}."
     )
 
@@ -578,21 +472,6 @@ def _kind(suffix: str) -> str:
     return suffix.lower().rpartition(".")[2]
 
 
-def _no_tar(path: Path, mapped: mmap.mmap) -> str:
-    for magic, name in _COMPRESSED.items():
-        if mapped[: len(magic)] == magic:
-            return f"{path} is compressed with {name}, which cannot be read in place: decompress it first."
-    return f"{path} is no tar: its first {TAR_HEADER} bytes are no header; is it the right file?"
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    """A file as memory, closed when nothing refers to it any more. Raises DataError."""
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            raise DataError(f"{path} is empty: fetch or write it again.")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
 def _inside(path: Path, out: Path) -> str:
     """The name of a file relative to the folder `out`, if it lies in it; a link lies where it stands."""
     place, home = path.parent.resolve() / path.name, out.resolve()
@@ -600,13 +479,4 @@ def _inside(path: Path, out: Path) -> str:
 
 
 def _listed(suffixes: Iterable[str]) -> str:
-    return ", ".join(map(_shown, suffixes))
-
-
-def _where(path: Path, member: tarfile.TarInfo) -> str:
-    return f"{path}: member {_shown(member.name)}"
-
-
-def _shown(name: str) -> str:
-    """A name from a tar, fit for a terminal."""
-    return ascii(name if len(name) <= 100 else name[:97] + "...")
+    return ", ".join(map(shown, suffixes))

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnascale.data import foreign
+from dnascale.data import tars as tar_files
 from dnascale.data.foreign import IndexOptions, find_tars, index
 from dnascale.data.mapped import MappedShards
 from dnascale.data.read import WindowReader, covering_windows, split_records
@@ -270,7 +271,7 @@ def test_a_window_may_end_at_the_last_byte_but_one_of_a_file_that_fills_its_page
 
 
 def grouped_by_us(path: Path) -> list[tuple[str, list[str]]]:
-    return [(key, list(sample)) for key, sample in foreign._samples(path, foreign._mapped(path), Counter())]
+    return [(key, list(sample)) for key, sample in tar_files.samples(path, tar_files.mapped_file(path), Counter())]
 
 
 def grouped_by_webdataset(path: Path) -> list[tuple[str, list[str]]]:
@@ -321,7 +322,7 @@ def test_headers_are_read_as_tarfile_reads_them(
         return
     with tarfile.open(path) as tar:
         theirs = [(m.name, m.size, m.offset_data, m.isreg()) for m in tar]
-    ours = [(m.name, m.size, m.offset_data, m.isreg()) for m in foreign._members(path, foreign._mapped(path))]
+    ours = [(m.name, m.size, m.offset_data, m.isreg()) for m in tar_files.members(path, tar_files.mapped_file(path))]
     assert ours == theirs
 
 
@@ -337,7 +338,7 @@ def test_sizes_and_names_that_fill_their_fields_are_read_as_tarfile_reads_them(t
             (theirs,) = tar
         assert theirs.size == 8
         check(index({"train": [path]}, tmp_path / f"data{number}", AUTO), "train", [[ids(b"ACGTACGT")]])
-        (ours,) = foreign._members(path, foreign._mapped(path))
+        (ours,) = tar_files.members(path, tar_files.mapped_file(path))
         assert (ours.name, ours.offset_data) == (theirs.name, theirs.offset_data)
 
 

@@ -22,7 +22,7 @@ from dnascale.data.verify import verify
 from dnascale.data.writer import ShardWriter
 from dnascale.errors import DataError
 from dnascale.files import json_digest
-from dnascale.vocab import CHARACTER
+from dnascale.vocab import CHARACTER, Vocabulary
 
 BLOCK = 512  # tokens; the smallest whole number of tar blocks
 
@@ -172,12 +172,25 @@ def test_the_same_stream_in_other_pieces_gives_the_same_bytes(
     assert again.fingerprint == written.fingerprint
 
 
-def test_fingerprint_changes_with_one_token_and_with_the_vocabulary(
+def test_fingerprint_changes_with_whatever_changes_the_tokens_and_with_nothing_else(
     written: Dataset, records: list[np.ndarray], tmp_path: Path
 ) -> None:
     stream = stream_of(records)
     stream[-2] ^= 1
-    assert write_dataset(tmp_path / "other", stream).fingerprint != written.fingerprint
+    swapped = Vocabulary("swapped", tuple("TACG") + CHARACTER.tokens[4:], CHARACTER.bases)
+    others = [
+        write_dataset(tmp_path / "one token", stream),
+        write_dataset(tmp_path / "other shards", stream_of(records), shard_blocks=2),
+        replace(written, vocabulary=swapped),
+        replace(written, layout="records"),
+        replace(written, translate=CHARACTER.byte_table),
+        replace(written, translate=swapped.byte_table),
+        replace(written, splits={"valid": written.split("train")}),
+        replace(written, splits=written.splits | {"valid": written.split("train")}),
+    ]
+    assert len({written.fingerprint} | {other.fingerprint for other in others}) == 9
+    moved = replace(written, folder=tmp_path, name="another", created_by="somebody", options={"seed": 1})
+    assert moved.fingerprint == written.fingerprint
 
 
 def test_a_stream_that_ends_at_a_block_or_shard_end_leaves_nothing_empty(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Data:
 @pytest.fixture(scope="module")
 def three(one: Data, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """A mixture of the same, of tars that others wrote (shards large, small and too small), and of a tiny one."""
-    lengths = [[30, 0, 900, 24, 1500, 7] * 3, [23, 23], [1, 2, 3], [200]]
+    lengths = [[*[30, 0, 900, 24, 1500, 7] * 3, 13], [23, 23], [1, 2, 3], [200]]
     records = [random_records(number, of_shard) for number, of_shard in enumerate(lengths)]
     folder = tmp_path_factory.mktemp("stream")
     others = write_records(folder / "others", records), [stream_of_records(of_shard) for of_shard in records]
@@ -616,11 +616,29 @@ def test_an_error_of_the_data_is_one_line_wherever_it_was_found(said: str) -> No
     assert "\n" not in said
 
 
-def test_a_damaged_block_is_refused_again_when_it_is_asked_for_again(damaged: Dataset) -> None:
-    stream = TrainStream.open(damaged.folder, CONTEXT, 72)
-    for _ in range(2):
-        with pytest.raises(DataError, match="does not match its checksum"):
-            stream.next_step()
+def test_a_stream_that_met_a_damaged_block_stays_before_it_and_goes_on_once_it_is_right(tmp_path: Path) -> None:
+    dataset = write_blocks(tmp_path / "damaged", random_stream(0, 16 * BLOCK))
+    sound = TrainStream.open(dataset.folder, CONTEXT, 4)
+    expected = [next_global([sound]) for _ in range(80)]
+    touches = [bool(((s.address[:, 1] == 1) & (s.address[:, 2] < BLOCK)).any()) for s in expected]
+    path = dataset.folder / dataset.split("train").shards[1].name
+    good = path.read_bytes()
+    path.write_bytes(good[:600] + bytes([good[600] ^ 1]) + good[601:])
+    stream = TrainStream.open(dataset.folder, CONTEXT, 4)
+    steps: list[Step] = []
+    refused = 0
+    while refused < 20:
+        try:
+            steps.append(next_global([stream]))
+        except DataError:
+            refused += 1
+        assert stream.position == 4 * len(steps)
+    assert len(steps) == touches.index(True) > 1  # all before it, though many are gathered at a time
+    with pytest.raises(DataError, match="does not match its checksum"):
+        list(stream)
+    path.write_bytes(good)
+    steps += [next_global([stream]) for _ in expected[len(steps) :]]
+    assert digest(steps) == digest(expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
