@@ -269,6 +269,8 @@ class Order:
     def windows(self, position: np.ndarray) -> Windows:
         """int64 [n] positions >= 0 -> their windows."""
         position = np.asarray(position, dtype=np.int64)
+        if len(position) and position.min() < 0:
+            raise ValueError("a position below 0")
         if self.mixture is None:
             return self._of_source(0, position)
         source, index = self.mixture.sources(position)

@@ -48,7 +48,7 @@ class WindowReader:
         self.sources = [sources] if isinstance(sources, Dataset) else list(sources)
         self.split = split
         self.context = context
-        self.shards = [MappedShards(dataset, split, verify) for dataset in self.sources]
+        self.shards = [MappedShards(dataset, split, verify, len(self.sources)) for dataset in self.sources]
         self.shard_tokens = np.concatenate([shards.tokens for shards in self.shards])
         self._buffers = _Buffers()
         self.first_shard = np.cumsum([0] + [len(shards.tokens) for shards in self.shards])

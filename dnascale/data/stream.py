@@ -65,6 +65,8 @@ class Dealing:
     def __post_init__(self) -> None:
         if self.global_windows % (self.accumulation * self.world):
             raise ValueError(f"{self.global_windows} windows do not divide by {self.accumulation} x {self.world}")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} of {self.world}")
 
     @property
     def micro_windows(self) -> int:
@@ -209,7 +211,7 @@ def open_order(
     """The windows of a data set (folder or URL) and their order, or those of a mixture, by default in equal shares."""
     places = [data] if isinstance(data, str | Path) else list(data)
     reader = WindowReader([load_dataset(place) for place in places], split, context)
-    mixture = Mixture(weights or [1.0] * len(places)) if len(places) > 1 else None
+    mixture = Mixture([1.0] * len(places) if weights is None else weights) if len(places) > 1 else None
     return reader, Order(reader.grids(), seed, mixture, lanes, lane_windows)
 
 

@@ -279,7 +279,8 @@ def grouped_by_webdataset(path: Path) -> list[tuple[str, list[str]]]:
     with path.open("rb") as stream:
         files = tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
         samples = list(tariterators.group_by_keys(files))
-    return [(s["__key__"], [name for name in s if not name.startswith("__")]) for s in samples]
+    own = ("__key__", "__url__", "__local_path__")
+    return [(s["__key__"], [name for name in s if name not in own]) for s in samples]
 
 
 def test_names_are_cut_in_key_and_suffix_as_webdataset_cuts_them(tmp_path: Path) -> None:
