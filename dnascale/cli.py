@@ -183,6 +183,9 @@ def data_index(
     with _bytes_bar("indexing", size) as advance:
         dataset = index(found, out, options, advance)
     _show_dataset(dataset, as_json)
+    if dataset.translate is None and not as_json:
+        letters = " ".join(dataset.vocabulary.tokens[: dataset.vocabulary.bases])
+        print(f"ids      read as 0, 1, 2, ... = {letters}; give --alphabet if they are others")
 
 
 @data_app.command("verify")
@@ -201,7 +204,7 @@ def data_verify(data: DataFolder) -> None:
         print(fault)
     if faults:
         raise DataError(
-            f"{dataset.location} is damaged in {len(faults)} places. Copy these files again, or prepare the data again."
+            f"{dataset.location} is damaged: {len(faults)} fault{'s' * (len(faults) != 1)}. Copy these files again, or prepare the data again."
         )
     print(
         f"{dataset.location}: {len(shards)} shards, {size:,} bytes, all digests, and numbers of tokens and records, right"

@@ -306,7 +306,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = Config
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            section = section.model_fields[part].annotation if part in section.model_fields else SourceConfig
+            section = section if hasattr(section, "model_fields") else SourceConfig  # of data.sources, by name
         prefix = key[: -len(str(error["loc"][-1]))]
         return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields), prefix)}"
     if error["type"] == "missing":

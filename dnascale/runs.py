@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnascale.config import Config, parse
+from dnascale.config import Config, DataConfig, parse
 from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.train.checkpoint import Checkpoint, require_newest
@@ -40,8 +40,7 @@ class Run:
 
     def corpus(self) -> Corpus:
         """The data it was trained on. Raises DataError, or CheckpointError when other data are there now."""
-        cache = self.config.data.cache
-        corpus = open_corpus(self.locations, cache=Path(cache) if cache else None)
+        corpus = open_data(self.config.data, self.locations)
         if corpus.fingerprint != self.checkpoint.identity.data:
             raise CheckpointError(f"{corpus.location} is not what {self.folder} was trained on (another fingerprint).")
         return corpus
@@ -58,3 +57,10 @@ class Run:
             raise CheckpointError(f"{self.checkpoint.folder} does not fit its model: {missing + unexpected}.")
         hf.tie_weights()
         return hf.eval()
+
+
+def open_data(data: DataConfig, locations: dict[str, str] | None = None) -> Corpus:
+    """What the configuration says to train on; `locations` if it has moved since. Raises DataError."""
+    limit = None if data.cache_limit_gb is None else int(data.cache_limit_gb * 1e9)
+    cache = Path(data.cache) if data.cache else None
+    return open_corpus(locations or data.locations(), data.weights(), data.temperature, cache, limit)

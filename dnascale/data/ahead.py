@@ -8,8 +8,8 @@ from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
 from dnascale.data.remote import RemoteFile
 
-#: Shards wished for besides those that are being read.
-_SHARDS = 8
+#: Shards wished for besides those that are being read, and at most in all: each wish holds an open file.
+_SHARDS, _MOST = 8, 64
 #: Tokens of this rank that are looked at in one go, and at most.
 _STRETCH_TOKENS, _FURTHEST_TOKENS = 1 << 24, 1 << 31
 
@@ -23,6 +23,7 @@ class ShardsAhead:
         self._rank, self._world = rank, world
         windows = min(max(1, _STRETCH_TOKENS // reader.context), order.epoch_windows)
         self._stretch = windows * world  # positions
+        self._all = sum(int(np.count_nonzero(np.diff(grid.first))) for grid in order.grids)  # shards with a window
         self._furthest = max(1, _FURTHEST_TOKENS // reader.context) * world
         self._remote = any(dataset.remote for dataset in reader.sources)
         self._seen: deque[tuple[int, np.ndarray]] = deque()  # of each stretch: where it ends, its shards as they come
@@ -38,22 +39,24 @@ class ShardsAhead:
             self._end = position
         while self._seen and self._seen[0][0] <= position:
             self._seen.popleft()
-        while self._wants_more(position):
+        known = {shard for _, shards in self._seen for shard in shards.tolist()}
+        while self._wants_more(position, len(known)):
             windows = self.order.windows(self._end + np.arange(self._rank, self._stretch, self._world))
             shards, first = np.unique(windows.shard, return_index=True)
             self._end += self._stretch
             self._seen.append((self._end, shards[np.argsort(first)]))
+            known.update(shards.tolist())
         wished = list(dict.fromkeys(shard for _, shards in self._seen for shard in shards.tolist()))
         if wished != self._wished:
             self._wished = wished
             self.reader.keep(np.array(wished))
             self._prefetch()
 
-    def _wants_more(self, position: int) -> bool:
+    def _wants_more(self, position: int, known: int) -> bool:
         if not self._seen:
             return True
-        known = {shard for _, shards in self._seen for shard in shards.tolist()}
-        return len(known) < len(self._seen[0][1]) + _SHARDS and self._end - position < self._furthest
+        enough = min(len(self._seen[0][1]) + _SHARDS, self._all)
+        return known < enough and self._end - position < self._furthest
 
     def _prefetch(self) -> None:
         for first, mapped in zip(self.reader.first_shard.tolist(), self.reader.shards, strict=False):
@@ -61,4 +64,4 @@ class ShardsAhead:
                 files: list[RemoteFile] = [
                     mapped.index.file(shard - first) for shard in self._wished if 0 <= shard - first < len(mapped.index)
                 ]
-                mapped.dataset.remote.prefetch(files)
+                mapped.dataset.remote.prefetch(files[:_MOST])

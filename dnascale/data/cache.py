@@ -173,8 +173,9 @@ class Cache:
                 partial_path(path, size).touch()
             return room
 
-    def finish(self, path: Path, size: int) -> None:
-        """Gives the partial file its final name."""
+    def finish(self, path: Path, size: int, sha256: str | None) -> None:
+        """Gives the partial file its final name; its lock file tells what it was compared with."""
+        lock_path(path).write_text(sha256 or "")
         # Alone, because a scan that meets a renaming may see neither name, and count too little.
         with self._alone():
             partial_path(path, size).replace(path)

@@ -64,7 +64,8 @@ class Corpus:
         try:
             mixture = Mixture(self.weights) if len(self.sources) > 1 else None
         except ValueError as error:
-            raise UsageError(f"the sources cannot be mixed: {error}.") from None
+            of_each = ", ".join(f"{name} {weight:g}" for name, weight in zip(self.sources, self.weights, strict=True))
+            raise UsageError(f"the sources cannot be mixed in the weights {of_each}: {error}.") from None
         return Order(reader.grids(), seed, mixture, lanes, lane_windows)
 
 

@@ -57,8 +57,11 @@ class MappedShards:
         self.index = dataset.split(split).shards
         self.tokens = self.index.tokens  # int64 [shards]
         self.address = np.zeros(len(self.index), dtype=np.int64)  # of the mapped file's first byte
-        self._open: OrderedDict[int, tuple[mmap.mmap, Lease | LocalFile]] = OrderedDict()  # least recently read first
-        self.capacity = max(1, _open_files() // readers)  # shards that may be mapped at a time
+        # Least recently read first: what is mapped, its lease, and when the file was changed last.
+        self._open: OrderedDict[int, tuple[mmap.mmap, Lease | LocalFile, int]] = OrderedDict()
+        # Shards that may be mapped at a time; the lease of a downloaded one is a second open file.
+        self.capacity = max(1, _open_files() // (readers if dataset.remote is None else 2 * readers))
+        self.verify = verify
         self._checked = np.full(len(self.index.blocks), verify == "size")
         self._unchecked = int((~self._checked).sum())
         self._table = None if dataset.translate is None else np.frombuffer(dataset.translate, dtype=np.uint8)
@@ -149,9 +152,9 @@ class MappedShards:
         """Bytes as they stand in the members -> token ids, uint8 of any shape."""
         return tokens if self._table is None else self._table[tokens]
 
-    def stream(self, shard: int) -> np.ndarray:
-        """The whole token stream of a shard, uint8 [tokens]."""
-        length = int(self.tokens[shard])
+    def stream(self, shard: int, most: int | None = None) -> np.ndarray:
+        """The token stream of a shard, uint8 [tokens], or its first `most` tokens."""
+        length = int(self.tokens[shard]) if most is None else min(most, int(self.tokens[shard]))
         if not length:
             return np.empty(0, dtype=np.uint8)
         where = np.array([shard]), np.array([0])
@@ -168,10 +171,7 @@ class MappedShards:
         for one in needed:
             if one not in self._open:
                 continue
-            if self._open[one][0].size() != int(self.index.shards["bytes"][one]):
-                raise DataError(
-                    f"{self._path(one)} was changed while it was being read: it has another size than before."
-                )
+            self._look_again(one)
             self._open.move_to_end(one)
         # Those that are open and needed are now the last, so that the first can go.
         for one in needed:
@@ -180,23 +180,63 @@ class MappedShards:
                     self._close(next(iter(self._open)))
                 self._map(one)
 
+    def _look_again(self, shard: int) -> None:
+        """What was changed since it was mapped is refused if it is shorter or longer, and else checked anew."""
+        mapped, lease, changed = self._open[shard]
+        if mapped.size() != int(self.index.shards["bytes"][shard]):
+            raise DataError(
+                f"{lease.path} was changed while it was being read: it has another size than before. Restore it, and run "
+                "the same command again."
+            )
+        try:
+            now = os.stat(lease.path).st_mtime_ns
+        except FileNotFoundError:  # what is mapped stays
+            return
+        if now != changed:
+            self._open[shard] = mapped, lease, now
+            if self.verify == "checksum":
+                rows = slice(*self.index.first_block[shard : shard + 2])
+                self._unchecked += int(self._checked[rows].sum())
+                self._checked[rows] = False
+
     def _map(self, shard: int) -> None:
+        self._require_sound(shard)
         lease = self.dataset.lease(self.index.file(shard))
-        with self._opened(lease.path, shard) as opened:
-            size = int(self.index.shards["bytes"][shard])
-            if self._begin is not None and self._ends(shard) >= size:  # a window may be looked at one byte too far
-                raise DataError(f"{lease.path} ends with its last record: a tar ends with zero bytes. Write it again.")
-            try:
+        try:
+            with self._opened(lease.path, shard) as opened:
+                size = int(self.index.shards["bytes"][shard])
                 mapped = mmap.mmap(opened.fileno(), size, prot=mmap.PROT_READ)
-            except OSError as error:
-                raise DataError(f"{lease.path} cannot be mapped: {error.strerror}.") from None
-        self._open[shard] = mapped, lease
+                changed = os.fstat(opened.fileno()).st_mtime_ns
+        except OSError as error:
+            lease.close()
+            raise DataError(f"{lease.path} cannot be mapped: {error.strerror}.") from None
+        except BaseException:
+            lease.close()
+            raise
+        self._open[shard] = mapped, lease, changed
         self.address[shard] = np.frombuffer(mapped, dtype=np.uint8).__array_interface__["data"][0]
 
-    def _ends(self, shard: int) -> int:
-        """Byte after the last record of a shard of layout `records`."""
-        rows = self.index.blocks_of(shard)[-1:]
-        return int(rows["offset"].sum()) + int(rows["tokens"].sum())
+    def _require_sound(self, shard: int) -> None:
+        """Raises DataError for an index that says what cannot be: addresses are computed from it."""
+        rows, length = self.index.blocks_of(shard), int(self.index.shards["bytes"][shard])
+        offset, tokens, size = (
+            rows["offset"].astype(np.int64),
+            rows["tokens"].astype(np.int64),
+            self.dataset.block_tokens,
+        )
+        sound = len(rows) == int(self.index.shards["blocks"][shard])
+        if self._begin is None:
+            number = np.arange(len(rows))
+            sound &= bool((offset == number * (size + TAR_HEADER) + TAR_HEADER).all() and (tokens[:-1] == size).all())
+            sound &= bool((tokens[-1:] <= size).all()) and int(tokens.sum()) == int(self.tokens[shard])
+        else:  # behind the last record one more byte may be looked at
+            sound &= bool((offset[1:] >= (offset + tokens)[:-1]).all()) and bool((offset + tokens < length).all())
+            sound &= int(tokens.sum()) + len(rows) == int(self.tokens[shard])
+        if not sound or (offset < 0).any() or (offset + tokens > length).any():
+            raise DataError(
+                f"the index of {self.dataset.location} says what cannot be of {self.index.name(shard)}: it was not made by dnascale. "
+                "Make the data set again."
+            )
 
     def _opened(self, path: Path, shard: int) -> BinaryIO:
         """The opened file. Raises DataError when it is not there, or of another size than the shard."""
@@ -217,7 +257,7 @@ class MappedShards:
         return opened
 
     def _close(self, shard: int) -> None:
-        mapped, lease = self._open.pop(shard)
+        mapped, lease, _ = self._open.pop(shard)
         self.address[shard] = 0
         mapped.close()
         lease.close()

@@ -39,7 +39,10 @@ class _Buffers:
 
 
 class WindowReader:
-    """Reads windows of one split of one or several data sets, whose shards are numbered one after the other."""
+    """Reads windows of one split of one or several data sets, whose shards are numbered one after the other.
+
+    Not thread-safe: what one thread closes, another may be reading.
+    """
 
     def __init__(
         self, sources: Dataset | Sequence[Dataset], split: str, context: int, verify: Verify = "checksum"
@@ -125,6 +128,7 @@ class WindowReader:
         one = int(np.searchsorted(self.first_shard, shard, side="right")) - 1
         check = self.shards[one].check_all if blocks else self.shards[one].check_size
         check(shard - int(self.first_shard[one]))
+        self.release()
 
     def release(self) -> None:
         """Closes the shards whose files a cache may want to drop."""
@@ -157,15 +161,16 @@ def covering_windows(shard_tokens: np.ndarray, context: int) -> tuple[Windows, n
 
 
 def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) -> np.ndarray:
-    """The token stream of a split without soft-mask bits, uint8 [tokens] (at most `max_tokens`, whole shards)."""
+    """The token stream of a split without soft-mask bits, uint8 [tokens] (at most `max_tokens`)."""
     shards = MappedShards(dataset, split)
-    parts: list[np.ndarray] = []
+    parts = [np.empty(0, dtype=np.uint8)]
     for number in range(len(shards.tokens)):
-        parts.append(shards.stream(number) & ~np.uint8(SOFT_MASK_BIT))
+        rest = None if max_tokens is None else max_tokens - sum(map(len, parts))
+        parts.append(shards.stream(number, rest) & ~np.uint8(SOFT_MASK_BIT))
         shards.keep([])
-        if max_tokens is not None and sum(map(len, parts)) >= max_tokens:
+        if rest is not None and len(parts[-1]) == rest:
             break
-    return np.concatenate(parts)[:max_tokens]
+    return np.concatenate(parts)
 
 
 def split_records(dataset: Dataset, split: str, max_tokens: int | None = None) -> list[np.ndarray]:

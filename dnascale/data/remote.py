@@ -76,6 +76,10 @@ class RemoteFolder:
         last = re.sub(r"[^\w.-]", "_", self.url.rpartition("/")[2]).lstrip(".")
         self.folder = cache / f"{last}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy for another process begins with no downloads and no leases."""
+        return self.__dict__ | {"_processes": {}}
+
     @property
     def bytes_fetched(self) -> int:
         """Bytes that this process received; answers that it did not take are counted where their length is known."""
@@ -156,13 +160,15 @@ class RemoteFolder:
         return self.folder / PurePosixPath(file.name)
 
     def _present(self, file: RemoteFile) -> bool:
+        """Whether it is here: the very file, and not one of the same size from before the data set was replaced."""
+        path = self._path(file)
         try:
-            stat = self._path(file).stat()
+            stat, sha256 = path.stat(), lock_path(path).read_text()
         except (FileNotFoundError, NotADirectoryError):
             return False
         if file.bytes is None:
             return file.name in self._here.seen or time.time() - stat.st_mtime < FRESH
-        return stat.st_size == file.bytes
+        return stat.st_size == file.bytes and file.sha256 in (None, sha256)
 
     def _attempts(self, file: RemoteFile) -> Attempts:
         here = self._here
@@ -211,7 +217,7 @@ class RemoteFolder:
                 content = None
                 os.truncate(partial, 0)
                 attempts.failed(Fault("bytes that do not have the file's SHA-256", DAMAGED if last else ""))
-            self._cache.finish(path, size)
+            self._cache.finish(path, size, file.sha256)
         except OSError:  # of the disk; those of the network are attempts
             with suppress(OSError):
                 partial.unlink(missing_ok=True)

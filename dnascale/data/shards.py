@@ -241,10 +241,11 @@ def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: i
             return _parse(lease.path, remote)
     folder = Path(location)
     path = folder / "dataset.json"
+    make = "Make one with `dnascale prepare SOURCE --out DATA`, or of tars with `dnascale data index TARS --out DATA`."
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such data set folder. Make one with: dnascale prepare SOURCE --out {folder}")
+        raise DataError(f"{folder}: no such data set folder. {make}")
     if not path.is_file():
-        raise DataError(f"{path} is missing: {folder} is not a finished data set (dnascale prepare writes it last).")
+        raise DataError(f"{path} is missing: {folder} is not a finished data set. {make}")
     return _parse(path, None)
 
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dnascale.data.ahead import ShardsAhead
-from dnascale.data.order import Mixture, Order, Windows
+from dnascale.data.corpus import open_corpus
+from dnascale.data.order import Order, Windows
 from dnascale.data.read import WindowReader
-from dnascale.data.shards import load_dataset
 from dnascale.errors import DataError, DnascaleError
 from dnascale.files import json_digest
 
@@ -210,9 +210,11 @@ def open_order(
 ) -> tuple[WindowReader, Order]:
     """The windows of a data set (folder or URL) and their order, or those of a mixture, by default in equal shares."""
     places = [data] if isinstance(data, str | Path) else list(data)
-    reader = WindowReader([load_dataset(place) for place in places], split, context)
-    mixture = Mixture([1.0] * len(places) if weights is None else weights) if len(places) > 1 else None
-    return reader, Order(reader.grids(), seed, mixture, lanes, lane_windows)
+    names = [f"{number:06d}" for number in range(len(places))]
+    given = [1.0] * len(places) if weights is None else list(weights)
+    corpus = open_corpus(dict(zip(names, places, strict=True)), dict(zip(names, given, strict=True)))
+    reader = corpus.reader(split, context)
+    return reader, corpus.order(reader, seed, lanes, lane_windows)
 
 
 class _Chunks(TorchDataset[Any]):

@@ -68,6 +68,7 @@ def held_out_loss(
     for begin in range(0, share, batch_windows):
         rows = mine[begin : begin + batch_windows]
         tokens = reader.read(windows.take(rows)).to(device)
+        reader.release()
         keys = torch.from_numpy(windows.key[rows]).to(device)
         counted = torch.from_numpy(first[rows][:, None] <= np.arange(reader.context)[None, :])
         counted = (counted & torch.from_numpy(real[begin : begin + batch_windows, None])).to(device)

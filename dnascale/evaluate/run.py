@@ -51,7 +51,8 @@ def evaluate(
     from dnascale.model.modernbert import MaskedLanguageModel
 
     corpus = run.corpus()
-    reader = corpus.reader(split, run.config.model.context)
+    # Of the sources that hold out such a split, as in training; if none does, `reader` says so.
+    reader = corpus.held_out(split, run.config.model.context) or corpus.reader(split, run.config.model.context)
     chosen = torch.device(choose_device(device))
     masking = Masking(corpus.vocabulary, **run.config.masking.model_dump())
     bf16 = run.config.train.precision == "bf16"
@@ -77,7 +78,7 @@ def evaluate(
             for one in corpus.sources.values()
             for r in split_records(one, "train", MAX_FIT_TOKENS // len(corpus.sources))
         ],
-        [record for one in corpus.sources.values() for record in split_records(one, split)],
+        [record for one in reader.sources for record in split_records(one, split)],
         progress=lambda what: progress(what, next(families), 3) if progress is not None else None,
     )
     result = Evaluation(str(run.folder), run.checkpoint.state.step, split, loss, baselines)

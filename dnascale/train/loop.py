@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from dnascale.config import Config
-from dnascale.data.corpus import Corpus, open_corpus
+from dnascale.data.corpus import Corpus
 from dnascale.data.masking import Masking
 from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
 from dnascale.data.stream import Batch, Dealing, TrainStream
 from dnascale.errors import CheckpointError, DataError, NumericsError, UsageError
+from dnascale.runs import open_data
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, deepspeed_config
@@ -112,10 +113,10 @@ def _assemble(config: Config) -> Job:
     screen = Screen(accelerator.is_main_process)
 
     # Open the data, and check the shards.
-    corpus = together(accelerator, lambda: _open_corpus(config))
+    corpus = together(accelerator, lambda: open_data(config.data))
     reader, order = together(accelerator, lambda: _open_training_data(config, corpus))
     valid = together(accelerator, lambda: corpus.held_out("valid", config.model.context))
-    together(accelerator, lambda: _verify(config, reader, accelerator, screen))
+    together(accelerator, lambda: _verify(config, reader, valid, accelerator, screen))
 
     # Build the model; settle how many steps.
     hf = build(config.model, corpus.vocabulary, config.train.seed)
@@ -143,6 +144,7 @@ def _assemble(config: Config) -> Job:
         state = replace(saved.state, total_steps=config.train.steps)
     dealing = Dealing(batching.global_windows, batching.accumulation, accelerator.process_index, world)
     stream = TrainStream(reader, order, dealing, state.position, config.data.workers)
+    _require_one_order(accelerator, stream)
     return Job(
         config, run, accelerator, batching, corpus, valid, engine, identity, state, stream, screen,
         resumed=saved is not None,
@@ -206,14 +208,6 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
     return gradient_norm
 
 
-def _open_corpus(config: Config) -> Corpus:
-    data = config.data
-    limit = None if data.cache_limit_gb is None else int(data.cache_limit_gb * 1e9)
-    return open_corpus(
-        data.locations(), data.weights(), data.temperature, Path(data.cache) if data.cache else None, limit
-    )
-
-
 def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
     context = config.model.context
     reader = corpus.reader("train", context, "size" if config.data.verify == "size" else "checksum")
@@ -232,11 +226,16 @@ def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, O
     return reader, corpus.order(reader, config.train.seed, config.data.lanes, config.data.lane_windows)
 
 
-def _verify(config: Config, reader: WindowReader, accelerator: "Accelerator", screen: Screen) -> None:
+def _verify(
+    config: Config, reader: WindowReader, valid: WindowReader | None, accelerator: "Accelerator", screen: Screen
+) -> None:
     """Each rank looks at its share of the shards: sizes, and checksums too with data.verify=start."""
     of_all = range(accelerator.process_index, len(reader.shard_tokens), accelerator.num_processes)
     for shard in screen.track(of_all, "verifying shards"):
         reader.check(shard, blocks=config.data.verify == "start")
+    for shard in range(accelerator.process_index, len(valid.shard_tokens) if valid else 0, accelerator.num_processes):
+        assert valid is not None
+        valid.check(shard, blocks=config.data.verify == "start")
 
 
 def _with_steps(
@@ -310,12 +309,26 @@ def _open_recorder(job: Job) -> Recorder:
 def _announce(job: Job) -> None:
     """Says what will happen, before it does: device, dtype, attention and engine first, then every derived number."""
     job.screen.header(job.config, job.engine, job.batching, job.corpus, job.stream, job.state)
+    if job.valid is None:
+        job.screen.warn("the data hold out no valid split of a window or more: nothing is evaluated while training.")
     if job.resumed:
         job.screen.print(f"resumed  from the checkpoint of step {job.state.step:,}")
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True)
+
+
+def _require_one_order(accelerator: "Accelerator", stream: TrainStream) -> None:
+    """Raises DataError on every rank when some have other data, or would read them in another order. Collective."""
+    from accelerate.utils import gather_object
+
+    found = gather_object([stream.state_dict()["order"]])
+    if other := [str(rank) for rank, order in enumerate(found) if order != found[0]]:
+        raise DataError(
+            f"rank {', '.join(other)} found other data than rank 0 (another fingerprint or order): each host must see the "
+            "same data set at data.path."
+        )
 
 
 def _require_distinct(accelerator: "Accelerator", digest: int) -> None:

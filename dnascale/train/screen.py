@@ -59,11 +59,11 @@ class Screen:
         context, windows = config.model.context, stream.order.epoch_windows
         shares = np.array(corpus.weights) / sum(corpus.weights)
         data = "".join(
-            f"data     {dataset.location}: {dataset.split('train').records:,} records, "
+            f"data     {f'{name}: ' if len(shares) > 1 else ''}{dataset.location}: {dataset.split('train').records:,} records, "
             f"{dataset.split('train').bases:,} bases, {grid.count:,} windows an epoch"
             + (f", {share:.2%} of the windows" if len(shares) > 1 else "")
             + "\n"
-            for dataset, grid, share in zip(corpus.sources.values(), stream.order.grids, shares, strict=True)
+            for (name, dataset), grid, share in zip(corpus.sources.items(), stream.order.grids, shares, strict=True)
         )
         lanes = f", {config.data.lanes} lanes of {config.data.lane_windows:,} windows" if config.data.lanes else ""
         parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(

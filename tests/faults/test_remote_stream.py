@@ -1,18 +1,23 @@
 """The stream of a data set behind a URL: what a local one gives, through faults, within the limit of the cache."""
 
 import hashlib
+import os
+import pickle
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from servers import Fault, Request, Server, serving
 
 from dnascale.data import ahead, remote
 from dnascale.data import stream as chunks
 from dnascale.data.corpus import open_corpus
+from dnascale.data.mapped import MappedShards
 from dnascale.data.remote import Retry
 from dnascale.data.shards import Dataset, Split
 from dnascale.data.stream import Dealing, TrainStream
@@ -98,7 +103,7 @@ def files_of(cache: Path) -> int:
     total = 0
     for path in cache.rglob("*"):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            total += path.stat().st_size if path.is_file() and path.suffix != ".lock" else 0
         except FileNotFoundError:
             continue
     return total
@@ -210,3 +215,61 @@ def test_a_shard_that_is_another_at_the_url_is_refused_by_name(data: Dataset, se
     far = stream(f"{server.url}/set", tmp_path / "cache")
     with pytest.raises(DataError, match=r"shard-000003\.tar"):
         digest(far, two_epochs(far))
+
+
+def test_a_data_set_replaced_at_its_url_by_one_of_the_same_shape_is_read_anew(
+    data: Dataset, server: Server, tmp_path: Path
+) -> None:
+    before = stream(f"{server.url}/set", tmp_path / "cache")
+    digest(before, two_epochs(before))
+    before.reader.release()
+    for path in (tmp_path / "cache").rglob("*.*"):
+        os.utime(path, (1, 1))  # as a minute later
+    new = tmp_path / "new"
+    split = data.split("train")
+    with ShardWriter(new, "train", BLOCK, SHARD_BLOCKS) as writer:
+        for number in range(len(split.shards)):
+            writer.write(3 - MappedShards(data, "train").stream(number))
+        other = replace(data, folder=new, splits={"train": replace(split, shards=writer.index())})
+    other.save(new)
+    for path in new.rglob("*"):
+        if path.is_file():
+            name = f"/set/{path.relative_to(new)}"
+            assert name.endswith("dataset.json") or len(server.files[name]) == path.stat().st_size
+            server.files[name] = path.read_bytes()
+    after, local = stream(f"{server.url}/set", tmp_path / "cache"), stream(new, tmp_path / "none")
+    assert digest(after, two_epochs(after)) == digest(local, two_epochs(local))
+
+
+def test_a_small_data_set_is_not_looked_through_again_and_again(
+    data: Dataset, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_SHARDS", 1000)  # more than there are
+    far = stream(f"{server.url}/set", tmp_path / "cache")
+    asked = []
+    windows = far.order.windows
+
+    def counted(positions: np.ndarray) -> object:
+        asked.append(len(positions))
+        return windows(positions)
+
+    monkeypatch.setattr(far.order, "windows", counted)
+    far.next_step()
+    assert sum(asked) < 2 * far.order.epoch_windows
+
+
+def test_looking_at_all_shards_holds_none_of_them_in_a_limited_cache(
+    data: Dataset, server: Server, tmp_path: Path
+) -> None:
+    corpus = open_corpus({"data": f"{server.url}/set"}, cache=tmp_path / "cache", cache_limit=shard_bytes(data) // 5)
+    reader = corpus.reader("train", CONTEXT)
+    for shard in range(SHARDS):
+        reader.check(shard, blocks=True)
+    assert files_of(tmp_path / "cache") <= shard_bytes(data) // 5
+
+
+def test_a_stream_of_a_url_is_read_on_in_another_process(data: Dataset, server: Server, tmp_path: Path) -> None:
+    far = stream(f"{server.url}/set", tmp_path / "cache")
+    far.next_step()
+    again = pickle.loads(pickle.dumps(far))
+    assert torch.equal(again.next_step()[0].tokens, far.next_step()[0].tokens)

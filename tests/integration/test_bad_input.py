@@ -123,6 +123,15 @@ def test_a_damaged_shard_is_found_before_training(human_cds: Dataset, tmp_path: 
     assert dnascale("data", "verify", human_cds.folder).code == 0
 
 
+def test_a_missing_shard_of_the_valid_split_is_found_before_training(human_cds: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(human_cds.folder, tmp_path / "data")
+    (tmp_path / "data" / "valid" / "shard-000000.tar").unlink()
+    outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path / 'data'}"))
+    assert outcome.code == 3
+    assert "valid/shard-000000.tar is missing" in outcome.error
+    assert "step " not in outcome.output.replace("dnascale: error", "")
+
+
 def test_a_batch_that_does_not_divide(human_cds: Dataset, tmp_path: Path) -> None:
     outcome = dnascale(*train_words(tmp_path / "run", human_cds, "train.steps=1", "train.global_batch_tokens=1984"))
     assert outcome.code == 2

@@ -54,6 +54,15 @@ def test_a_mixture_shows_two_processes_the_windows_of_one_and_continues_on_eithe
     assert [line["position"] for line in both] == [line["position"] for line in alone]
 
 
+def test_ranks_that_find_other_data_do_not_begin(human_cds: Dataset, other: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "0").symlink_to(human_cds.folder)
+    (tmp_path / "1").symlink_to(other.folder)
+    words = train_words(tmp_path / "run", human_cds, "train.steps=1", f"data.path={tmp_path}/${{oc.env:RANK}}")
+    outcome = dnascale(*words, processes=2)
+    assert outcome.code == 3
+    assert "rank 1 found other data than rank 0" in outcome.error
+
+
 def test_weights_that_change_are_shown_and_refused(human_cds: Dataset, other: Dataset, tmp_path: Path) -> None:
     train(tmp_path / "run", human_cds, "train.steps=1", *mixed(human_cds, other))
     words = train_words(

@@ -247,3 +247,10 @@ def test_hardware_keys_exist() -> None:
     known = leaves(nano().model_dump())
     for hardware in HARDWARE_KEYS:
         assert any(key == hardware or key.startswith(f"{hardware}.") for key in known), hardware
+
+
+def test_a_misspelled_key_of_a_source_is_named_with_the_right_one() -> None:
+    with pytest.raises(
+        UsageError, match=r"unknown key 'data\.sources\.h\.wieght' \(did you mean 'data\.sources\.h\.weight'"
+    ):
+        load_config("nano", ["data.sources={h: {path: x, wieght: 3}}", "train.steps=1"])

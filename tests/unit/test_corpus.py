@@ -73,7 +73,7 @@ def test_given_weights_are_kept_whatever_the_sizes_and_the_temperature(folders: 
 @pytest.mark.parametrize("weights", [(1, 0, 1), (1, -1, 1), (1, float("nan"), 1), (1, 1e-9, 1), (1, float("inf"), 1)])
 def test_weights_that_cannot_be_kept_are_a_usage_error(folders: dict[str, Path], weights: tuple[float, ...]) -> None:
     corpus = open_corpus(folders, dict(zip(sorted(folders), weights, strict=True)))
-    with pytest.raises(UsageError, match=r"^the sources cannot be mixed: .*\.$"):
+    with pytest.raises(UsageError, match=r"^the sources cannot be mixed in the weights .*human .*\.$"):
         corpus.order(corpus.reader("train", CONTEXT), 0)
 
 

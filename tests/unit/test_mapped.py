@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import re
 import shutil
@@ -13,6 +14,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +29,7 @@ from dnascale.data import mapped as module
 from dnascale.data.mapped import MappedShards
 from dnascale.data.order import Windows
 from dnascale.data.read import WindowReader
-from dnascale.data.shards import BLOCK_ROW, Dataset, Index, Shard, Split, load_dataset
+from dnascale.data.shards import BLOCK_ROW, Dataset, Index, Shard, Split, block_offset, load_dataset
 from dnascale.data.writer import ShardWriter
 from dnascale.errors import DataError
 from dnascale.vocab import CHARACTER, Vocabulary
@@ -539,6 +541,7 @@ def content(part: Any) -> bytes:
 
 UNPICKLED = """
 import hashlib, pickle, sys
+from dataclasses import replace
 from pathlib import Path
 
 for reader, windows in pickle.loads(Path(sys.argv[1]).read_bytes()):
@@ -592,3 +595,50 @@ def test_a_process_that_may_open_few_files_reads_many_shards(crowd: Dataset, par
     command = [sys.executable, "-c", FEW_FILES, str(parts), *[str(crowd.folder)] * readers]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- what changes under an open reader, and what an index may not say ---
+
+
+def small(folder: Path) -> Dataset:
+    with ShardWriter(folder, "train", 512, 4) as writer:
+        writer.write(np.arange(1800, dtype=np.int64).astype(np.uint8) % 4)
+        split = Split(1, 1799, 1800, 1799, 0, {}, writer.index())
+    dataset = Dataset(folder, "small", "a test", CHARACTER, False, [], {}, {}, {}, {"train": split}, 512)
+    dataset.save(folder)
+    return load_dataset(folder)
+
+
+def test_a_shard_overwritten_while_it_is_read_is_checked_anew(tmp_path: Path) -> None:
+    shards = MappedShards(small(tmp_path), "train")
+    right = shards.stream(0)
+    path = tmp_path / "train" / "shard-000000.tar"
+    os.utime(path, ns=(0, 0))  # touched, and nothing else
+    np.testing.assert_array_equal(shards.stream(0), right)
+    with path.open("r+b") as file:
+        file.seek(block_offset(1, 512) + 7)
+        file.write(b"\x05")
+    os.utime(path, ns=(1, 1))  # so that its time differs however coarse the clock is
+    with pytest.raises(DataError, match=r"block 1 \(bytes 1,536 to 2,048\) does not match its checksum"):
+        shards.stream(0)
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value"),
+    [
+        ("shards", "tokens", 1 << 40), ("shards", "tokens", 1700), ("blocks", "tokens", 1 << 30),
+        ("blocks", "offset", 1 << 40), ("blocks", "offset", 0),
+    ],
+)  # fmt: skip
+def test_an_index_that_says_what_cannot_be_is_refused_and_kills_nobody(
+    tmp_path: Path, table: str, field: str, value: int
+) -> None:
+    dataset = small(tmp_path)
+    index = dataset.split("train").shards
+    rows = {"shards": index.shards.copy(), "blocks": index.blocks.copy()}
+    rows[table][field][0] = value
+    wrong = replace(dataset.split("train"), shards=Index(index.names, rows["shards"], rows["blocks"]))
+    replace(dataset, splits={"train": wrong}).save(tmp_path)
+    shards = MappedShards(load_dataset(tmp_path), "train", verify="size")
+    with pytest.raises(DataError, match=r"says what cannot be of train/shard-000000\.tar"):
+        shards.locate(np.array([0]), np.array([1000]), 100)
