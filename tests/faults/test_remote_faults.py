@@ -429,7 +429,7 @@ folder.close()
     while any(child.poll() is None for child in children):
         # A partial file counts with all the bytes that it will have.
         used = 0
-        for path in (tmp_path / "cache").rglob("*.*"):
+        for path in (path for path in (tmp_path / "cache").rglob("*.*") if path.suffix != ".lock"):
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
