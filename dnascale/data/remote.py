@@ -154,8 +154,8 @@ class RemoteFolder:
         # Names come from a downloaded file: they must not lead out of the folder, nor to locks and partial files.
         if "\\" in file.name or any(part.startswith(".") or not part for part in file.name.split("/")):
             raise DataError(
-                f"{self.url} lists a file '{file.name}', which is no place inside a data set and could "
-                "overwrite something else: do not use this data set."
+                f"{self.url} lists a file '{file.name}', which is no place inside the data set, so it is not downloaded. If "
+                "these are indexed tars, index them with --out of their own folder, and upload that."
             )
         return self.folder / PurePosixPath(file.name)
 
