@@ -200,7 +200,7 @@ def test_a_name_that_leads_out_of_the_data_set_is_refused(
 ) -> None:
     folder = open_folder()
     folder.prefetch([RemoteFile(name, 3, None)])
-    with pytest.raises(DataError, match="no place inside a data set"):
+    with pytest.raises(DataError, match="no place inside the data set"):
         folder.lease(RemoteFile(name, 3, None))
     assert not list(tmp_path.iterdir())
 
