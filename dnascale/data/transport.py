@@ -1,5 +1,6 @@
 """Bytes of a file behind a URL, through fsspec: what can go wrong, when to ask again, and when to give up."""
 
+import logging
 import random
 import re
 import threading
@@ -85,6 +86,9 @@ class Attempts:
         wait = max(random.SystemRandom().uniform(0, longest), fault.wait)
         if time.monotonic() + wait > self._end:
             raise self._error(_LATER, late=True)
+        if self._row > 1:  # one that fails is nothing unusual; of more, a person who waits should hear
+            nth = f"attempt {self._row + 1} of {self._retry.attempts}"
+            logging.getLogger(__name__).warning("%s: %s; %s in %.0f s", self.url, fault.words, nth, wait)
         self._pause(wait)
 
     def until(self, done: Callable[[], bool], reason: str, every: float = POLL) -> None:
