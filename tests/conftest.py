@@ -1,9 +1,16 @@
 """Shared fixtures: the built-in human coding sequences, prepared once a test session."""
 
+import signal
+
 import pytest
 
 from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.shards import Dataset
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in tests and in what they start, also where the tests were started in the background, without it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

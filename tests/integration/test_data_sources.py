@@ -20,7 +20,7 @@ STEPS = ("train.steps=12", "checkpoint.every=4", "checkpoint.keep=10")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The sequences of the built-in set again, in another order and another split."""
     folder = tmp_path_factory.mktemp("other") / "data"
-    return prepare(["builtin:human-cds"], folder, PrepareOptions(valid=0.3, seed=5))
+    return prepare(["builtin:human-cds"], folder, PrepareOptions(valid=0.02, seed=5))
 
 
 def mixed(one: Dataset, two: Dataset, *more: str) -> tuple[str, ...]:
