@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 from dnascale.data.remote import RemoteFile
@@ -71,6 +72,12 @@ class Server:
         """A file of the data set; its bytes depend on its name."""
         self.files[f"{root}/{name}"] = body = content(size, name)
         return RemoteFile(name, size, hashlib.sha256(body).hexdigest())
+
+    def put(self, folder: Path, root: str = "/set") -> None:
+        """All files of a folder."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.files[f"{root}/{path.relative_to(folder)}"] = path.read_bytes()
 
     def script(self, path: str, *kinds: str | Fault) -> None:
         self.faults[path] = deque(kind if isinstance(kind, Fault) else Fault(kind) for kind in kinds)

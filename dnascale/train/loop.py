@@ -230,12 +230,10 @@ def _verify(
     config: Config, reader: WindowReader, valid: WindowReader | None, accelerator: "Accelerator", screen: Screen
 ) -> None:
     """Each rank looks at its share of the shards: sizes, and checksums too with data.verify=start."""
-    of_all = range(accelerator.process_index, len(reader.shard_tokens), accelerator.num_processes)
-    for shard in screen.track(of_all, "verifying shards"):
-        reader.check(shard, blocks=config.data.verify == "start")
-    for shard in range(accelerator.process_index, len(valid.shard_tokens) if valid else 0, accelerator.num_processes):
-        assert valid is not None
-        valid.check(shard, blocks=config.data.verify == "start")
+    for one in filter(None, (reader, valid)):
+        mine = range(accelerator.process_index, len(one.shard_tokens), accelerator.num_processes)
+        for shard in screen.track(mine, "verifying shards"):
+            one.check(shard, blocks=config.data.verify == "start")
 
 
 def _with_steps(

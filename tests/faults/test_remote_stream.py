@@ -64,9 +64,7 @@ def server(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     monkeypatch.setattr(remote.RemoteFolder, "__init__", quick)
     with serving() as home:
-        for path in data.folder.rglob("*"):
-            if path.is_file():
-                home.files[f"/set/{path.relative_to(data.folder)}"] = path.read_bytes()
+        home.put(data.folder)
         yield home
 
 

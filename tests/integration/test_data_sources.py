@@ -86,9 +86,7 @@ def test_a_mixture_is_evaluated_on_what_its_sources_hold_out(
 @pytest.fixture
 def server(human_cds: Dataset) -> Iterator[Server]:
     with serving() as home:
-        for path in human_cds.folder.rglob("*"):
-            if path.is_file():
-                home.files[f"/set/{path.relative_to(human_cds.folder)}"] = path.read_bytes()
+        home.put(human_cds.folder)
         yield home
 
 
