@@ -153,7 +153,7 @@ def _read_source(
 ) -> dict[str, Any]:
     """Deals the records of one file into the spools, and describes the file."""
     pattern = re.compile(options.group) if options.group else None
-    report = ReadReport(path=path)
+    report = ReadReport(str(path))
     before = _state_of(path)
     for record in read_fasta(path, report):
         tally.records += 1
@@ -193,7 +193,8 @@ def _unfit(record: Record, options: PrepareOptions) -> str | None:
 def _keep(
     record: Record, group: str, source: int, spool: _Spool, options: PrepareOptions, vocabulary: Vocabulary
 ) -> None:
-    tokens = vocabulary.encode_bases(record.bases) | vocabulary.soft_mask(record.bases)
+    bases = record.bases[:]
+    tokens = vocabulary.encode_bases(bases) | vocabulary.soft_mask(bases)
     order = hashlib.blake2b(f"{options.seed}\0{source}\0{record.name}".encode(), digest_size=8).digest()
     spool.records.append(_Kept(order, record.name, group, source, spool.bases, len(tokens)))
     spool.file.write(tokens.tobytes())

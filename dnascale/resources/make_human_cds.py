@@ -58,12 +58,12 @@ def main() -> None:
     evaluation: set[bytes] = set()
     if options.held_out:
         for record in read_fasta(options.held_out):
-            evaluation.update(words(record.bases.upper()))
+            evaluation.update(words(record.bases[:].upper()))
     counts: Counter[str] = Counter()
     kept: dict[bytes, str] = {}
     for source, path in (("iCodon", options.icodon), ("CaLM", options.calm)):
         for record in read_fasta(path):
-            line, bases = header(record, source), record.bases.upper()
+            line, bases = header(record, source), record.bases[:].upper()
             if is_held_out(line, bases, evaluation):
                 counts[f"{source}: held out"] += 1
             elif bases in kept:

@@ -1,0 +1,126 @@
+"""The formats, told by content: which reader reads what, and what to say of everything else.
+
+To add a format, write its reader in a module here, and its row in `FORMATS`. A reader is called with the opened
+source and the options, and gives records; it counts them in `source.report`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dnascale.data.sources.alphabet import NOT_A_BASE, shown
+from dnascale.data.sources.compression import GZIP_MAGIC
+from dnascale.data.sources.locate import Input
+from dnascale.data.sources.opened import BLOCK_BYTES, Source
+from dnascale.data.sources.record import Record
+from dnascale.data.sources.report import ReadOptions, ReadReport
+from dnascale.errors import DataError, UsageError
+
+Reader = Callable[[Source, ReadOptions], Iterator[Record]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format that is read: its name, how its text begins (see `first_text`), and its reader, `module:function`."""
+
+    name: str
+    starts: tuple[bytes, ...]
+    reader: str
+
+    def load(self) -> Reader:
+        """The reader, imported when first used."""
+        module, _, function = self.reader.partition(":")
+        reader: Reader = getattr(importlib.import_module(f"dnascale.data.sources.{module}"), function)
+        return reader
+
+
+FORMATS = (Format("fasta", (b">",), "fasta:records"),)
+
+# How a file that nobody here reads starts, what it is, and what to do.
+_OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"@",), "FASTQ reads (or SAM), convert them to FASTA"),
+    ((b"<",), "an HTML or XML page (the download has probably failed), fetch the file again"),
+    ((b"{", b"["), "JSON (an error page of a failed download?), fetch the file again"),
+    ((b"version https://git-lfs",), "a Git LFS pointer and not the file itself, run `git lfs pull`"),
+    ((b"\xff\xfe", b"\xfe\xff", b"\0>"), "UTF-16 text, convert it with `iconv -f UTF-16 -t UTF-8`"),
+    ((b"PK\x03\x04", b"PK\x05\x06"), "a zip archive, unpack it first"),
+    ((b"BZh",), "bzip2, recompress it with gzip"),
+    ((b"\xfd7zXZ\0",), "xz, recompress it with gzip"),
+    ((b"\x28\xb5\x2f\xfd",), "zstd, recompress it with gzip"),
+    ((GZIP_MAGIC,), "gzip within gzip (compressed twice), decompress it once"),
+    ((b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"), "UCSC 2bit, convert it with `twoBitToFa`"),
+    ((b"BAM\1",), "BAM, convert it with `samtools fasta`"),
+    ((b"LOCUS ",), "a GenBank record, convert it to FASTA"),
+    ((b"ID   ",), "an EMBL record, convert it to FASTA"),
+    ((b"##",), "an annotation or variant table (GFF or VCF), give the sequences"),
+    ((b";",), "a ';' comment, remove everything before the first '>'"),
+)
+
+
+def read(
+    input: Input,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  frozen
+    report: ReadReport | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[Record]:
+    """The records of one input, in its order, strictly checked. `report` is filled on the way.
+
+    Compression and format are told by content. Memory: twice the largest record.
+
+    Raises:
+        DataError: the input cannot be read, is damaged, or has problems; the message names the place.
+        UsageError: no such format.
+    """
+    report = report if report is not None else ReadReport(input.name)
+    with Source(input, report, block_bytes) as source:
+        form = _format_of(source, options)
+        report.format = form.name
+        yield from form.load()(source, options)
+
+
+def first_text(head: bytes) -> bytes:
+    """What a file begins with, after a byte-order mark and blank lines."""
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+
+
+def _format_of(source: Source, options: ReadOptions) -> Format:
+    name = options.format or source.input.format
+    if name:
+        for form in FORMATS:
+            if form.name == name:
+                return form
+        known = ", ".join(form.name for form in FORMATS)
+        raise UsageError(f"there is no format {name!r}; known: {known}.")
+    text = first_text(source.head)
+    for form in FORMATS:
+        if text.startswith(form.starts):
+            return form
+    raise _not_sequence(source, text)
+
+
+def _not_sequence(source: Source, text: bytes) -> DataError:
+    """What a file is that has no sequences for us."""
+    report = source.report
+    blank = source.head[: len(source.head) - len(text)]
+    marked = blank.startswith(b"\xef\xbb\xbf")
+    line = 1 + len(blank.replace(b"\r\n", b"\n")) - 3 * marked
+    if not text.strip():
+        what = "the file is empty" if line == 1 and not text else "no sequence, only blank lines"
+        return DataError(f"{report.name}:{line}:1: {what}.")
+    return DataError(f"{report.name}:{line}:1: the first line must start with '>', but this is {_what_is(text)}.")
+
+
+def _what_is(head: bytes) -> str:
+    for starts, what in _OTHERS:
+        if head.startswith(starts):
+            return what
+    line = head.split(b"\n", 1)[0]
+    if line.lstrip().startswith(b">"):
+        return "white space before '>', remove it"
+    if not NOT_A_BASE.search(line):
+        return "a sequence without a header, put a line like '>name' before it"
+    if any(byte >= 0x80 or (byte < 0x20 and byte not in b"\t\n") for byte in head[:64]):
+        return f"binary data (it starts with {head[:4].hex(' ')}), give FASTA"
+    return f"other text ({shown(line[:40].decode('latin-1'))}), remove everything before the first '>'"
