@@ -24,7 +24,7 @@ from dnascale.data.cache import Lease
 from dnascale.data.remote import RemoteFile, RemoteFolder, default_cache, is_remote
 from dnascale.errors import DataError
 from dnascale.files import json_digest, write_whole
-from dnascale.vocab import Vocabulary
+from dnascale.vocab import Vocabulary, vocabulary_from_json
 
 FORMAT = "dnascale-dataset"
 VERSION = 1
@@ -200,12 +200,7 @@ class Dataset:
             "name": self.name,
             "created_by": self.created_by,
             "dtype": "uint8",
-            "vocabulary": {
-                "name": self.vocabulary.name,
-                "tokens": list(self.vocabulary.tokens),
-                "bases": self.vocabulary.bases,
-                "sha256": self.vocabulary.digest,
-            },
+            "vocabulary": self.vocabulary.to_json(),
             "separator": self.vocabulary.sep,
             "layout": self.layout,
             "block_tokens": self.block_tokens,
@@ -267,9 +262,7 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
             )
         if body.pop("sha256") != json_digest(body):
             raise DataError(f"{where} does not match its own digest: it was edited or damaged. {again}")
-        vocabulary = Vocabulary(
-            body["vocabulary"]["name"], tuple(body["vocabulary"]["tokens"]), body["vocabulary"]["bases"]
-        )
+        vocabulary = vocabulary_from_json(body["vocabulary"], where)
         dataset = Dataset(
             folder=path.parent,
             name=body["name"],
