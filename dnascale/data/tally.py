@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _MAX_WARNINGS = 20
+_MAPPINGS = ("letters", "skipped", "noted", "near")
 
 
 @dataclass(slots=True)
@@ -25,8 +26,10 @@ class Tally:
     """Records and bases that came in, went out, were added by cutting, and were dropped for a reason.
 
     `cut`: records that cutting made beyond the one that was cut. `repeated`: bases taken once more by regions that
-    overlap. `changed`: bases that were kept as another letter, by reason. `contigs`: names of sequences that the
-    regions or the annotation lie on and that were met. Two sums always hold, see `balance`.
+    overlap. `letters`: bases other than A, C, G, T and N, by letter. `skipped`: regions or transcripts that were not
+    taken, by reason. `noted`: what was done to bases or regions that were kept, by what it was. `contigs`: names of
+    sequences that the regions or the annotation lie on and that were met; `near`: names that were not met, and the
+    sequence of the input that was probably meant. Two sums always hold, see `balance`.
     """
 
     records_in: int = 0
@@ -36,8 +39,11 @@ class Tally:
     records_out: int = 0
     bases_out: int = 0
     dropped: dict[str, Count] = field(default_factory=dict)
-    changed: dict[str, int] = field(default_factory=dict)
+    letters: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
     contigs: set[str] = field(default_factory=set)
+    near: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     further_warnings: int = 0
 
@@ -57,9 +63,18 @@ class Tally:
         count.records += records
         count.bases += bases
 
-    def change(self, reason: str, bases: int) -> None:
-        """This many bases are kept as another letter."""
-        self.changed[reason] = self.changed.get(reason, 0) + bases
+    def skip(self, reason: str) -> None:
+        """A region or a transcript is not taken."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Something was done to this many bases or regions that are kept."""
+        self.noted[what] = self.noted.get(what, 0) + count
+
+    def meet(self, letters: Mapping[str, int]) -> None:
+        """Bases other than A, C, G, T and N, by letter."""
+        for letter, bases in letters.items():
+            self.letters[letter] = self.letters.get(letter, 0) + bases
 
     def warn(self, text: str) -> None:
         """Keep a sentence for people; after the first 20 only their number."""
@@ -74,9 +89,14 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.dropped.items():
             self.drop(reason, count.bases, count.records)
-        for reason, bases in other.changed.items():
-            self.change(reason, bases)
+        self.meet(other.letters)
+        for reason, number in other.skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + number
+        for what, number in other.noted.items():
+            self.note(what, number)
         self.contigs |= other.contigs
+        for name, meant in other.near.items():
+            self.near[name] = min(meant, self.near.get(name, meant))
         for text in other.warnings:
             self.warn(text)
         return self
@@ -101,7 +121,7 @@ class Tally:
         return {
             **asdict(self),
             "dropped": {reason: asdict(count) for reason, count in sorted(self.dropped.items())},
-            "changed": dict(sorted(self.changed.items())),
+            **{name: dict(sorted(getattr(self, name).items())) for name in _MAPPINGS},
             "contigs": sorted(self.contigs),
         }
 
@@ -112,7 +132,7 @@ class Tally:
             **{
                 **values,
                 "dropped": {reason: Count(**count) for reason, count in values["dropped"].items()},
-                "changed": dict(values["changed"]),
+                **{name: dict(values[name]) for name in _MAPPINGS},
                 "contigs": set(values["contigs"]),
                 "warnings": list(values["warnings"]),
             }

@@ -21,7 +21,10 @@ def tallies(draw: st.DrawFn) -> Tally:
         tally.read(bases)
         tally.keep(bases // 2)
         tally.drop(draw(_REASONS), bases - bases // 2, draw(st.integers(0, 1)))
-        tally.change("U to T", bases // 3)
+        tally.note("U read as T", bases // 3)
+        tally.skip(draw(st.sampled_from(["no strand", "trans-splicing"])))
+        tally.meet({draw(st.sampled_from("URY")): bases // 5})
+        tally.near["1"] = draw(st.sampled_from(["chr1", "CHR1"]))
     for number in range(draw(st.integers(0, 30))):
         tally.warn(f"warning {number}")
     return tally

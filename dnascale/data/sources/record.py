@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -14,18 +14,26 @@ from dnascale.data.sources.alphabet import encode
 SPILL_BYTES = 64 << 20
 
 
+class Bases(Protocol):
+    """Letters of a sequence, wherever they lie: `bytes`, a map of a file, or a part of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
 @dataclass(slots=True)
 class Record:
     """One sequence with its name.
 
     `bases` are the letters as in the input: case kept, no line ends. Of a record of more than 64 MiB they are a
-    read-only map of a file without a name; `len` and slices (bytes) work the same, the methods of bytes do not.
+    read-only map of a file without a name, or a part of one; `len` and slices (bytes) work the same, nothing else does.
     `line` is the line, or row, where the record begins, from 1. `fields` are its other columns or qualifiers.
     """
 
     name: str
     description: str
-    bases: bytes | mmap.mmap
+    bases: Bases
     line: int
     fields: Mapping[str, str] = field(default_factory=dict)
     _codes: bytes | None = field(init=False, default=None, repr=False, compare=False)

@@ -1,0 +1,60 @@
+"""GTF: features belong to the transcript that their `transcript_id` names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from dnascale.data.take.regions import text_of
+from dnascale.data.take.transcripts import JOINED, TRANS_SPLICED, Transcript
+from dnascale.errors import DataError
+
+ATTRIBUTES = re.compile(rb"\s*\w+\s+(\"|\S+\s*;)")
+_TRANSCRIPT_ID = re.compile(rb"\btranscript_id\s+(?:\"([^\"]*)\"|([^\s;\"]+))")
+_GENE_ID = re.compile(rb"\bgene_id\s+(?:\"([^\"]*)\"|([^\s;\"]+))")
+
+
+class Gtf:
+    """The features of one kind. One id on two sequences is two transcripts (as in the regions that X and Y share)."""
+
+    def __init__(self, path: str, feature: str) -> None:
+        self.path, self.feature = path, feature
+        self.kinds = {feature.encode()}
+        if feature == "CDS":
+            self.kinds.add(b"stop_codon")  # stands apart: it is in no CDS by GTF's definition
+        self.circular: dict[str, int] = {}
+        self._found: dict[tuple[bytes, ...], Transcript] = {}
+
+    def look(self, columns: list[bytes]) -> None:
+        """Another feature: nothing hangs on it."""
+
+    def add(self, columns: list[bytes], start: int, end: int, strand: int, phase: int, line: int) -> None:
+        """A feature that was asked for."""
+        transcript_id, gene_id = _value(_TRANSCRIPT_ID, columns[8]), _value(_GENE_ID, columns[8])
+        key: tuple[bytes, ...] = (columns[0], transcript_id)
+        if self.feature not in JOINED:
+            key = (*key, b"%d" % line)
+        elif not transcript_id:
+            raise DataError(f"{self.path}:{line}: {text_of(columns[2])} without a transcript_id.")
+        transcript = self._found.get(key)
+        if transcript is None:
+            labels = {
+                label: text_of(value) for label, value in (("gene", gene_id), ("transcript", transcript_id)) if value
+            }
+            name = text_of(transcript_id or gene_id)
+            transcript = self._found[key] = Transcript(name, text_of(columns[0]), strand, labels)
+        if transcript.strand != strand:
+            transcript.unfit = TRANS_SPLICED
+        if columns[2] == b"stop_codon" and self.feature == "CDS":
+            transcript.stops.append((start, end))
+        else:
+            transcript.add(start, end, phase, line)
+
+    def transcripts(self) -> Iterable[Transcript]:
+        """All that have a part, in the order of the file."""
+        return (transcript for transcript in self._found.values() if transcript.parts)
+
+
+def _value(pattern: re.Pattern[bytes], attributes: bytes) -> bytes:
+    match = pattern.search(attributes)
+    return (match[1] or match[2] or b"") if match else b""

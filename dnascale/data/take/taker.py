@@ -1,0 +1,137 @@
+"""What is taken from each sequence: all of it, the regions of a BED file, or the features of an annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from dnascale.data.sources import Record
+from dnascale.data.take.annotation import read_annotation
+from dnascale.data.take.layout import OUTSIDE, Contig, take
+from dnascale.data.take.regions import read_bed
+from dnascale.data.tally import Tally
+from dnascale.errors import DataError, UsageError
+
+_SHOWN = 5  # names in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOptions:
+    """What is asked for. With neither regions nor annotation, every sequence is taken whole.
+
+    Attributes:
+        regions: a BED file.
+        spliced: of BED12, the blocks joined instead of the whole interval.
+        coding: of BED12, the blocks joined between thickStart and thickEnd.
+        annotation: a GTF or GFF3 file.
+        feature: what is taken of the annotation: CDS, exon, gene, or whatever its third column has.
+        ignore_chr: `chr1` and `1` are one sequence.
+        allow_absent: regions may lie on sequences that are not in the input.
+
+    Raises:
+        UsageError: options that exclude each other.
+    """
+
+    regions: str | None = None
+    spliced: bool = False
+    coding: bool = False
+    annotation: str | None = None
+    feature: str = "CDS"
+    ignore_chr: bool = False
+    allow_absent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.regions and self.annotation:
+            raise UsageError("--regions and --annotation exclude each other: prepare two data sets and mix them.")
+        for name in ("spliced", "coding"):
+            if getattr(self, name) and not self.regions:
+                raise UsageError(f"--{name} says how to take the regions of a BED12 file: add --regions BED.")
+
+    @property
+    def file(self) -> str | None:
+        """The file that says where the regions are, part of the input like the sequences."""
+        return self.regions or self.annotation
+
+
+class Taker:
+    """Takes regions from sequences. The file is read at the first sequence, once in a process."""
+
+    def __init__(self, options: TakeOptions) -> None:
+        self.options = options
+
+    def __getstate__(self) -> TakeOptions:
+        return self.options
+
+    def __setstate__(self, options: TakeOptions) -> None:
+        self.options = options
+
+    @cached_property
+    def contigs(self) -> dict[str, Contig]:
+        """The regions by the name of their sequence. Raises DataError as `read_bed` and `read_annotation`."""
+        options = self.options
+        if options.regions:
+            return read_bed(options.regions, options.spliced, options.coding)
+        return read_annotation(options.annotation, options.feature) if options.annotation else {}
+
+    def take(self, record: Record, tally: Tally) -> Iterator[Record]:
+        """The record, or the regions on it as records of their own. What is left out is counted.
+
+        Raises:
+            DataError: the file of the regions is wrong, or a region ends beyond the sequence.
+        """
+        source = self.options.file
+        if source is None:
+            yield record
+            return
+        name = self._meant_by(record.name)
+        if name is None:
+            tally.drop(OUTSIDE, len(record.bases))
+            if near := self._near.get(_plain(record.name)):
+                tally.near[near] = min(record.name, tally.near.get(near, record.name))
+            return
+        tally.contigs.add(name)
+        yield from take(record, self.contigs[name], source, tally)
+
+    def check(self, tally: Tally) -> None:
+        """Call with the tally of all inputs: were the sequences met that the regions lie on?
+
+        Raises:
+            DataError: some were not, and that is not allowed; or none was.
+        """
+        absent = [name for name in self.contigs if name not in tally.contigs]
+        if not absent:
+            return
+        regions = sum(len(self.contigs[name].names) for name in absent)
+        listed = ", ".join(ascii(name) for name in absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
+        what = f"{regions:,} regions of {self.options.file} lie on {len(absent):,} sequences that are not in the input ({listed})"
+        if self.options.allow_absent and tally.contigs:
+            tally.warn(what)
+            return
+        nearest = next(((name, tally.near[name]) for name in absent if name in tally.near), None)
+        if nearest is None:
+            advice = "give those sequences too, or --allow-absent to take what is there"
+        elif {nearest[0], nearest[1]} == {nearest[0].removeprefix("chr"), "chr" + nearest[0].removeprefix("chr")}:
+            advice = (
+                f"the input has {nearest[1]!r} where the file says {nearest[0]!r}; if they are one, add --ignore-chr"
+            )
+        else:
+            advice = f"the input has {nearest[1]!r} where the file says {nearest[0]!r}; write the names alike"
+        raise DataError(f"{what}; {advice}.")
+
+    def _meant_by(self, name: str) -> str | None:
+        """The name by which the regions know a sequence of the input."""
+        if name in self.contigs:
+            return name
+        other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
+        return other if self.options.ignore_chr and other in self.contigs else None
+
+    @cached_property
+    def _near(self) -> dict[str, str]:
+        return {_plain(name): name for name in reversed(self.contigs)}
+
+
+def _plain(name: str) -> str:
+    """What is left of a name without the ways in which names of one sequence differ."""
+    plain = name.lower().removeprefix("chromosome").removeprefix("chr").partition(".")[0]
+    return "mt" if plain in ("m", "mt", "mito", "mtdna") else plain

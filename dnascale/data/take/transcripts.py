@@ -1,0 +1,156 @@
+"""The parts of a transcript's feature, put in order, checked and laid out: strand, stop codon, phase."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from dnascale.data.take.layout import STRANDS, Contig, make_unique
+from dnascale.errors import DataError
+
+Part = tuple[int, int]
+
+#: Features whose parts are joined by transcript. Of all others, each is a region of its own.
+JOINED = frozenset(
+    [
+        "CDS",
+        "exon",
+        "UTR",
+        "5UTR",
+        "3UTR",
+        "five_prime_UTR",
+        "three_prime_UTR",
+        "five_prime_utr",
+        "three_prime_utr",
+        "start_codon",
+        "stop_codon",
+    ]
+)
+NO_PHASE = -1
+TRANS_SPLICED = "trans-spliced"
+_NUMBERS = 4  # of each part: start, end, phase, line
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What a file says of one transcript's feature. Of each part, `parts` has start, end, phase and line in a row."""
+
+    name: str
+    chrom: str
+    strand: int
+    labels: dict[str, str]
+    parts: array[int] = field(default_factory=lambda: array("q"))
+    stops: list[Part] = field(default_factory=list)  # stop codons that the file gives apart (GTF)
+    unfit: str = ""  # why it cannot be taken
+
+    def add(self, start: int, end: int, phase: int, line: int) -> None:
+        """One more part, as the file gives it."""
+        self.parts.extend((start, end, phase, line))
+
+    def __len__(self) -> int:
+        """The number of parts."""
+        return len(self.parts) // _NUMBERS
+
+
+def lay_out(
+    transcripts: Iterable[Transcript], path: str, coding: bool, circular: Mapping[str, int]
+) -> dict[str, Contig]:
+    """Transcripts as regions, by sequence, in the order given.
+
+    `coding`: the feature is CDS, which has a strand, a phase and a stop codon. `circular`: the lengths of circular
+    sequences, whose features may go on beyond their end.
+
+    Raises:
+        DataError: a part is there twice.
+    """
+    contigs: dict[str, Contig] = {}
+    for transcript in transcripts:
+        contig = contigs.setdefault(transcript.chrom, Contig())
+        parts = sorted(zip(*(transcript.parts[i::_NUMBERS] for i in range(_NUMBERS)), strict=True))
+        for one, other in pairwise(parts):
+            if one[:2] == other[:2]:
+                raise DataError(
+                    f"{path}:{other[3]}: {transcript.name} has the part {one[0] + 1}-{one[1]} a second time (first in "
+                    f"line {one[3]}); remove one of the lines, or give the transcripts names of their own."
+                )
+        if reason := _unfit(transcript, parts, coding, circular):
+            contig.skipped.append(reason)
+            continue
+        places = [(start, end) for start, end, _, _ in parts]
+        if coding:
+            phases = [phase for _, _, phase, _ in parts]
+            contig.noted.extend(_doubts(places, phases, transcript.strand))
+            places = _in_frame(places, phases, transcript.strand, transcript.stops)
+            if not places:
+                contig.skipped.append("no whole codon")
+                continue
+        contig.add(transcript.name, transcript.strand, places, parts[0][3])
+        contig.labels.append(transcript.labels)
+    make_unique(contigs.values())
+    return contigs
+
+
+def _unfit(transcript: Transcript, parts: list[tuple[int, ...]], coding: bool, circular: Mapping[str, int]) -> str:
+    if transcript.unfit:
+        return transcript.unfit
+    if transcript.chrom in circular and parts[-1][1] > circular[transcript.chrom]:
+        return "across the origin of a circular sequence"
+    if coding and STRANDS[transcript.strand] == ".":
+        return "no strand"
+    return ""
+
+
+def _in_frame(parts: list[Part], phases: list[int], strand: int, stops: list[Part]) -> list[Part]:
+    """The coding parts with the stop codon, and without the bases before the first whole codon."""
+    forward = STRANDS[strand] == "+"
+    surplus = max(phases[0 if forward else -1], 0)
+    parts = _joined(parts + [rest for stop in stops for rest in _beyond(stop, parts)])
+    while surplus and parts:
+        at = 0 if forward else -1
+        start, end = parts[at]
+        away = min(surplus, end - start)
+        surplus -= away
+        parts[at] = (start + away, end) if forward else (start, end - away)
+        if parts[at][0] == parts[at][1]:
+            del parts[at]
+    return parts
+
+
+def _beyond(stop: Part, parts: list[Part]) -> list[Part]:
+    """What of a stop codon is not in the coding parts already (files differ in that)."""
+    rests, begin = [], stop[0]
+    for start, end in parts:
+        if begin < min(start, stop[1]):
+            rests.append((begin, min(start, stop[1])))
+        begin = max(begin, end)
+    if begin < stop[1]:
+        rests.append((begin, stop[1]))
+    return rests
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """In order, parts that touch made one. Parts that overlap stay: the ribosome may step back."""
+    result: list[Part] = []
+    for start, end in sorted(parts):
+        if result and result[-1][1] == start:
+            result[-1] = (result[-1][0], end)
+        else:
+            result.append((start, end))
+    return result
+
+
+def _doubts(parts: list[Part], phases: list[int], strand: int) -> list[str]:
+    """What is odd about the phases: none, or not those that follow from the lengths (a frame shift, or a mistake)."""
+    if NO_PHASE in phases:
+        return ["transcripts without a phase, taken from their first base"]
+    steps = list(zip(parts, phases, strict=True))
+    if STRANDS[strand] == "-":
+        steps.reverse()
+    expected = steps[0][1]
+    for (start, end), phase in steps:
+        if phase != expected:
+            return ["transcripts whose phases do not follow from the lengths of their parts"]
+        expected = (phase - (end - start)) % 3
+    return []
