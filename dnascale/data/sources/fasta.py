@@ -1,26 +1,32 @@
 """Strict, fast FASTA reading: what is not clearly DNA or RNA sequence is an error that says where it stands.
 
 The reader works on blocks of 256 KiB. Within a block there is no loop over lines: a record is cut out with
-`bytes.find`, freed of line ends with `bytes.replace` and checked with one `bytes.translate`.
+`bytes.find`, lines of one width lose their ends in one strided copy, and one `translate` into codes is both the
+check of every letter and the encoding.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 
-from dnascale.data.sources.alphabet import BASES, NOT_A_BASE, meaning, shown, shown_byte
+import numpy as np
+
+from dnascale.data.sources.alphabet import BASES, INVALID, NOT_A_BASE, PROTEIN, encode, meaning, shown, shown_byte
 from dnascale.data.sources.formats import read
+from dnascale.data.sources.growing import Growing
+from dnascale.data.sources.lines import Chunk, chunks
 from dnascale.data.sources.locate import Input
 from dnascale.data.sources.opened import Source
+from dnascale.data.sources.problems import Problems
 from dnascale.data.sources.record import Record
-from dnascale.data.sources.report import ReadOptions, ReadReport
+from dnascale.data.sources.report import Problem, ReadOptions, ReadReport
 from dnascale.errors import DataError
 
 _MAX_HEADER_BYTES = 64 << 10
-_BLANK_LINES = re.compile(rb"\n\n")  # a regular expression finds these three times as fast as bytes.find
+_STRIDED_BYTES = 2048  # below, what NumPy costs a call is more than it saves
+_PROTEIN_SHARE = 0.1  # of the letters; in proteins a third are amino acids that no base shares its letter with
 
 
 def read_fasta(path: Path, report: ReadReport | None = None) -> Iterator[Record]:
@@ -30,167 +36,202 @@ def read_fasta(path: Path, report: ReadReport | None = None) -> Iterator[Record]
 
 def records(source: Source, options: ReadOptions) -> Iterator[Record]:
     """The reader of this format. Line ends may be LF, CRLF or CR."""
-    blocks = _without_mark(source.blocks(), source.report)
-    return _Parser(source.report).records(_line_feeds(blocks, source.report))
-
-
-def _without_mark(blocks: Iterator[bytes], report: ReadReport) -> Iterator[bytes]:
-    """The blocks without a byte-order mark."""
-    first = b""
-    for block in blocks:
-        first += block
-        if len(first) >= 3:
-            break
-    if first.startswith(b"\xef\xbb\xbf"):
-        report.warn(f"{report.name}:1:1: a UTF-8 byte-order mark was skipped")
-        first = first[3:]
-    if first:
-        yield first
-    yield from blocks
-
-
-def _line_feeds(blocks: Iterable[bytes], report: ReadReport) -> Iterator[bytes]:
-    """CRLF and CR become LF, also where a block ends between CR and LF."""
-    kinds: set[str] = set()
-    held = b""
-    for block in blocks:
-        block, held = held + block if held else block, b""
-        if b"\r" in block:
-            if block.endswith(b"\r"):
-                block, held = block[:-1], b"\r"
-            crlf = block.count(b"\r\n")
-            counts = {"CRLF": crlf, "CR": block.count(b"\r") - crlf, "LF": block.count(b"\n") - crlf}
-            kinds.update(kind for kind, count in counts.items() if count)
-            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        elif "LF" not in kinds and b"\n" in block:
-            kinds.add("LF")
-        yield block
-    if held:
-        kinds.add("CR")
-        yield b"\n"
-    if len(kinds) > 1:
-        report.warn(f"{report.name} mixes line ends ({', '.join(sorted(kinds))}); all were accepted")
+    return _Parser(source.report, options).records(chunks(source.blocks(), source.report))
 
 
 class _Parser:
-    """Where the reader stands: the place in the file and the record in hand. Sees LF line ends only."""
+    """Where the reader stands: the place in the file and the record in hand."""
 
-    def __init__(self, report: ReadReport) -> None:
+    def __init__(self, report: ReadReport, options: ReadOptions) -> None:
         self.report = report
         self.line, self.column = 1, 0  # the line at hand, and how many bytes of it are behind us
         self.blank_lines, self.first_blank = 0, 0
-        self.line_of: dict[str, int] = {}
-        self.name, self.description, self.header_line = "", "", 0
-        self.parts: list[bytes] = []
+        self.problems = Problems(report, options)
+        self.name, self.description = "", ""
+        self.header_line, self.header_at = 0, (Chunk(b"", b"", 0), 0)
+        self.bases = Growing(options.temporary)
+        self.problem: Problem | None = None  # the first of the record at hand
+        self.good, self.strange, self.amino = 0, 0, 0  # letters of a bad record: bases, others, amino acids
 
-    def records(self, blocks: Iterator[bytes]) -> Iterator[Record]:
+    def records(self, text: Iterator[Chunk]) -> Iterator[Record]:
         header: bytes | None = None  # the header line at hand, as far as it has been seen
-        for block in chain((self.first_block(blocks),), blocks):
+        chunk = Chunk(b"", b"", 0)
+        for chunk in text:
+            block = chunk.text
             here, end = 0, len(block)
+            if not self.header_line and header is None:
+                here = self.skip_to_first(chunk)
             while here < end:
                 if header is not None:
                     stop = block.find(b"\n", here)
                     header += block[here : stop if stop >= 0 else end]
                     if len(header) > _MAX_HEADER_BYTES:
-                        raise self.error("a header of more than 64 KiB; is the line break after it missing?")
+                        raise self.damage("a header of more than 64 KiB; is the line break after it missing?")
                     if stop < 0:
                         break
                     self.open_record(header)
                     header, self.line, self.column = None, self.line + 1, 0
                 else:
                     stop = block.find(b">", here)
-                    self.take(block[here : stop if stop >= 0 else end])
+                    self.take(chunk, here, stop if stop >= 0 else end)
                     if stop < 0:
                         break
                     if self.column:
-                        raise self.error("'>' inside a sequence line; is the line break before it missing?")
-                    if self.header_line:
-                        yield self.close_record()
-                    header = b""
+                        self.mark(chunk, stop, _MISSING_BREAK)
+                        self.column += 1
+                    else:
+                        if self.header_line and (record := self.close_record()):
+                            yield record
+                        header, self.header_at = b"", (chunk, stop)
                 here = stop + 1
+        if header is None and not self.header_line:
+            raise self.damage("no sequence, only blank lines" if self.line > 1 else "the file is empty")
         if header == b"":
-            raise self.error("the file ends with '>': it is probably truncated, fetch it again")
+            raise self.damage("the file ends with '>': it is probably truncated, fetch it again")
         if header is not None:
             self.open_record(header)
-        yield self.close_record()
-        if self.blank_lines:
-            where = f"{self.report.name}:{self.first_blank}:1"
-            self.report.warn(f"{where}: blank lines were skipped, {self.blank_lines} in all")
+        if record := self.close_record():
+            yield record
+        self.finish()
 
-    def first_block(self, blocks: Iterator[bytes]) -> bytes:
-        """What is left of the first block that has something in it, beginning with '>'."""
-        head = b""
-        for block in blocks:
-            head = block.lstrip(b"\n")
-            self.take(block[: len(block) - len(head)])
-            if head.startswith(b">"):
-                return head
-            if head:
-                break
-        if not head:
-            raise self.error("no sequence, only blank lines" if self.line > 1 else "the file is empty")
-        raise self.error("the first line must start with '>'; this is not FASTA")
+    def skip_to_first(self, chunk: Chunk) -> int:
+        """Where the first header begins in this chunk, or its end."""
+        rest = chunk.text.lstrip(b"\n")
+        here = len(chunk.text) - len(rest)
+        if here:
+            self.count_blank_lines(chunk.text[:here])
+            self.line += here
+        if rest and not rest.startswith(b">"):
+            self.header_at = (chunk, here)
+            raise self.damage("the first line must start with '>'; this is not FASTA")
+        return here
 
-    def take(self, piece: bytes) -> None:
+    def take(self, chunk: Chunk, start: int, end: int) -> None:
         """Check some sequence, which may begin and end anywhere in a line, and keep it."""
-        bases = piece.replace(b"\n", b"")
-        if bases.translate(None, BASES):
-            raise self.bad_byte(piece)
-        line_ends = len(piece) - len(bases)
+        piece = chunk.text[start:end]
+        letters, line_ends = self.without_line_ends(piece)
+        codes = encode(letters)
+        if self.problem is None and codes.find(INVALID) < 0:
+            if letters:
+                self.bases.add(letters, codes)
+        else:
+            self.take_bad(chunk, start, piece, letters)
         if line_ends:
-            blank_first = self.column == 0 and piece.startswith(b"\n")
-            if blank_first or _BLANK_LINES.search(piece):
-                self.count_blank_lines(piece, blank_first)
             self.line += line_ends
             self.column = len(piece) - piece.rfind(b"\n") - 1
         else:
             self.column += len(piece)
-        if bases:
-            self.parts.append(bases)
 
-    def count_blank_lines(self, piece: bytes, blank_first: bool) -> None:
-        blank = [match.start() for match in re.finditer(rb"(?m)^\n", piece) if match.start() or blank_first]
+    def without_line_ends(self, piece: bytes) -> tuple[bytes | bytearray, int]:
+        """The letters of a piece, and how many lines ended in it."""
+        if len(piece) >= _STRIDED_BYTES and (regular := _without_regular_ends(piece, self.column == 0)):
+            return regular, len(piece) - len(regular)
+        letters = piece.replace(b"\n", b"")
+        line_ends = len(piece) - len(letters)
+        if line_ends and (b"\n\n" in piece or (self.column == 0 and piece.startswith(b"\n"))):
+            self.count_blank_lines(piece)
+        return letters, line_ends
+
+    def count_blank_lines(self, piece: bytes) -> None:
+        blank = [match.start() for match in re.finditer(rb"(?m)^\n", piece) if match.start() or self.column == 0]
         if not self.blank_lines:
             self.first_blank = self.line + piece.count(b"\n", 0, blank[0])
         self.blank_lines += len(blank)
 
+    def take_bad(self, chunk: Chunk, start: int, piece: bytes, letters: bytes | bytearray) -> None:
+        """Sequence of a record that is left out, because of this piece or of something before it."""
+        strange = letters.translate(None, BASES)
+        self.good += len(letters) - len(strange)
+        self.strange += len(strange)
+        self.amino += len(strange) - len(strange.translate(None, PROTEIN))
+        match = NOT_A_BASE.search(piece)
+        if match and self.problem is None:
+            what = f"{shown_byte(match[0])} in record {shown(self.name)}: {meaning(match[0])}"
+            before = piece.rfind(b"\n", 0, match.start())
+            line = self.line + piece.count(b"\n", 0, match.start())
+            column = match.start() - before if before >= 0 else self.column + match.start() + 1
+            self.mark(chunk, start + match.start(), what, line, column)
+
+    def mark(self, chunk: Chunk, index: int, what: str, line: int = 0, column: int = 0) -> None:
+        """The record at hand is bad, for what is at this place. Only the first reason is kept."""
+        if self.problem is None:
+            line, column = line or self.line, column or self.column + 1
+            self.problem = Problem(self.report.name, line, column, what, chunk.offset(index))
+            self.good += self.bases.length
+            self.bases.clear()
+
     def open_record(self, header: bytes) -> None:
         if b"\0" in header:
-            column = 2 + header.index(b"\0")
-            raise self.error("a NUL byte in a header; the file is damaged, or UTF-16 text", column)
-        self.name, self.description = _split_header(header)
-        if not self.name:
-            raise self.error("'>' without a name; write the name directly after it, as in '>chr1'")
-        if self.name in self.line_of:
-            first = self.line_of[self.name]
-            raise self.error(f"the name {shown(self.name)} was used in line {first}; rename one of the two")
-        self.header_line = self.line_of[self.name] = self.line
+            at = header.index(b"\0") + 1
+            raise self.damage("a NUL byte in a header; the file is damaged, or UTF-16 text", at)
+        self.header_line = self.line
+        self.name, self.description = split_header(header)
+        if self.name:
+            self.problems.new_name(self.name, self.line)
+        else:
+            self.column = 0
+            self.mark(*self.header_at, "'>' without a name; write the name directly after it, as in '>chr1'")
 
-    def close_record(self) -> Record:
-        bases = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-        self.parts = []
-        self.report.records += 1
-        self.report.bases += len(bases)
-        if not bases:
-            self.report.empty += 1
-            self.report.warn(f"{self.report.name}:{self.header_line}:1: record {shown(self.name)} has no bases")
-        return Record(self.name, self.description, bases, self.header_line)
+    def close_record(self) -> Record | None:
+        report = self.report
+        if problem := self.problem:
+            if self.amino > _PROTEIN_SHARE * (self.good + self.strange):
+                self.problem = None
+                raise DataError(str(problem))
+            more = f" ({self.strange:,} bytes of the record are no bases)" if self.strange > 1 else ""
+            self.problems.bad_record(problem.line, problem.column, problem.what + more, problem.offset, self.good)
+            self.problem, self.good, self.strange, self.amino = None, 0, 0, 0
+            return None
+        report.records += 1
+        report.bases += self.bases.length
+        if not self.bases.length:
+            report.empty += 1
+            report.warn(f"{report.name}:{self.header_line}:1: record {shown(self.name)} has no bases")
+        return self.bases.record(self.name, self.description, self.header_line)
 
-    def bad_byte(self, piece: bytes) -> DataError:
-        match = NOT_A_BASE.search(piece)
-        assert match is not None
-        at, byte = match.start(), match[0]
-        before = piece.rfind(b"\n", 0, at)
-        self.line += piece.count(b"\n", 0, at)
-        self.column = at - before - 1 if before >= 0 else self.column + at
-        return self.error(f"{shown_byte(byte)} in record {shown(self.name)}: {meaning(byte)}")
+    def finish(self) -> None:
+        """What only the whole file tells."""
+        self.problems.finish()
+        if self.blank_lines:
+            where = f"{self.report.name}:{self.first_blank}:1"
+            self.report.warn(f"{where}: blank lines were skipped, {self.blank_lines} in all")
 
-    def error(self, what: str, column: int | None = None) -> DataError:
-        end = "" if what.endswith("?") else "."
-        return DataError(f"{self.report.name}:{self.line}:{column or self.column + 1}: {what}{end}")
+    def damage(self, what: str, after: int = 0) -> DataError:
+        """The file itself is not what it should be, seen `after` bytes from the start of the header at hand."""
+        if self.problem:
+            self.close_record()
+        chunk, index = self.header_at
+        return DataError(str(Problem(self.report.name, self.line, 1 + after, what, chunk.offset(index) + after)))
 
 
-def _split_header(header: bytes) -> tuple[str, str]:
+_MISSING_BREAK = "'>' inside a sequence line; is the line break before it missing (truncated or joined files)?"
+
+
+def _without_regular_ends(piece: bytes, at_line_start: bool) -> bytearray | None:
+    """The letters of a piece whose lines have one width, but for what is left of the first and the last.
+
+    None where it is not so, or where lines may be blank.
+    """
+    first = piece.find(b"\n")
+    if first < 0:
+        return bytearray(piece)
+    width = piece.find(b"\n", first + 1) - first - 1
+    if width <= 0 or (first == 0 and at_line_start):
+        return None
+    rows = (len(piece) - first - 1) // (width + 1)
+    ends = np.ndarray((rows,), np.uint8, piece, first + 1 + width, (width + 1,))
+    rest = piece[first + 1 + rows * (width + 1) :]
+    if (ends != 10).any() or rest.startswith(b"\n") or b"\n\n" in rest:
+        return None
+    letters = bytearray(first + rows * width)
+    letters[:first] = piece[:first]
+    line = np.dtype((np.void, width))
+    np.ndarray((rows,), line, letters, first)[:] = np.ndarray((rows,), line, piece, first + 1, (width + 1,))
+    letters += rest.replace(b"\n", b"")
+    return None if b"\n" in letters else letters
+
+
+def split_header(header: bytes) -> tuple[str, str]:
     """Name and description. UTF-8 where it is that, otherwise Latin-1, which takes any byte."""
     try:
         text = header.decode()

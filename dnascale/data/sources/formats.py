@@ -67,7 +67,8 @@ def read(
 ) -> Iterator[Record]:
     """The records of one input, in its order, strictly checked. `report` is filled on the way.
 
-    Compression and format are told by content. Memory: twice the largest record.
+    Compression and format are told by content. Memory: a few times the largest record, of which 64 MiB at
+    most are in memory.
 
     Raises:
         DataError: the input cannot be read, is damaged, or has problems; the message names the place.
@@ -77,7 +78,11 @@ def read(
     with Source(input, report, block_bytes) as source:
         form = _format_of(source, options)
         report.format = form.name
-        yield from form.load()(source, options)
+        try:
+            yield from form.load()(source, options)
+        except DataError as error:
+            report.refuse(options.skip_bad_records, fatal=str(error))
+    report.refuse(options.skip_bad_records)
 
 
 def first_text(head: bytes) -> bytes:

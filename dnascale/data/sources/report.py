@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_MAX_WARNINGS = 20
+from dnascale.errors import DataError
+
+MAX_SHOWN = 20
+_MAX_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,23 +19,33 @@ class ReadOptions:
         column: the column of a table that holds the sequences.
         name_column: the column of a table that holds the names.
         skip_bad_records: leave bad records out and count them, instead of refusing the input.
+        temporary: the folder for temporary files: records of more than 64 MiB, names of more than 10^6 records.
     """
 
     format: str | None = None
     column: str | None = None
     name_column: str | None = None
     skip_bad_records: bool = False
+    temporary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong in an input. `where` is `file:line:column`, from 1."""
+    """Something wrong in the input `name`: where (line and column from 1, byte from 0 after decompression), and what.
 
-    where: str
+    `of_record`: it is in one record, and goes when that record is left out.
+    """
+
+    name: str
+    line: int
+    column: int
     what: str
+    offset: int | None = None
+    of_record: bool = True
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        byte = "" if self.offset is None else f" (byte {self.offset:,})"
+        return f"{self.name}:{self.line}:{self.column}{byte}: {self.what}{'' if self.what.endswith('?') else '.'}"
 
 
 @dataclass
@@ -53,12 +66,41 @@ class ReadReport:
     empty: int = 0
     bad_records: int = 0
     bad_bases: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problem_count: int = 0
+    problems: list[Problem] = field(default_factory=list)  # the first 10,000
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
         """Keep a warning; after the first 20 only that there were more."""
-        if len(self.warnings) < _MAX_WARNINGS:
+        if len(self.warnings) < MAX_SHOWN:
             self.warnings.append(text)
-        elif len(self.warnings) == _MAX_WARNINGS:
+        elif len(self.warnings) == MAX_SHOWN:
             self.warnings.append(f"{self.name}: further warnings are not shown")
+
+    def note(self, problem: Problem) -> None:
+        """Keep a problem."""
+        self.problem_count += 1
+        if len(self.problems) < _MAX_KEPT * (1 if problem.of_record else 2):
+            self.problems.append(problem)
+
+    def refuse(self, skip_bad_records: bool, fatal: str = "") -> None:
+        """Raises DataError if there are problems that are not left out; `fatal` is what ended the reading, if so."""
+        of_records = self.bad_records if skip_bad_records else 0
+        left = [problem for problem in self.problems if not (skip_bad_records and problem.of_record)]
+        count = self.problem_count - of_records
+        shown = [str(problem) for problem in sorted(left, key=lambda p: (p.line, p.column))[:MAX_SHOWN]]
+        if fatal:
+            shown.append(fatal)
+        if not shown:
+            return
+        hint = "" if skip_bad_records or not any(p.of_record for p in left) else _HINT
+        if len(shown) == 1:
+            raise DataError(shown[0] + (f" {hint}" if hint else ""))
+        more = f"\n  and {count + bool(fatal) - len(shown):,} more." if count + bool(fatal) > len(shown) else ""
+        listed = "".join(f"\n  {line}" for line in shown)
+        raise DataError(
+            f"{self.name} has {count + bool(fatal):,} problems:{listed}{more}" + (f"\n{hint}" if hint else "")
+        )
+
+
+_HINT = "Mend the file, or leave such records out with --skip-bad-records."

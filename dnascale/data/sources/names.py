@@ -1,0 +1,75 @@
+"""Names that occur twice, found in memory that does not grow with the names: 20 bytes a record, then a file."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO
+
+import numpy as np
+
+_ROW = np.dtype([("alike", "<u8"), ("exact", "<u4"), ("line", "<u8")])
+_pack = struct.Struct("<8sIQ").pack
+_MEMORY_BYTES = 32 << 20
+
+
+@dataclass
+class Names:
+    """The names of one input, each as two digests and its line.
+
+    `alike` digests what is left of a name without case, `chr` and version, so that equal names and similar names
+    have it in common; `exact` tells the two apart. Both must agree by accident for a false alarm (2^-96 a pair).
+    """
+
+    folder: str | None = None
+    _rows: bytearray = field(default_factory=bytearray)
+    _file: IO[bytes] | None = None
+
+    def add(self, name: str, line: int) -> None:
+        """Remember that a record of this name begins in this line."""
+        stem, dot, version = name.rpartition(".")
+        alike = (stem if dot and version.isdecimal() else name).lower().removeprefix("chr")
+        digest = hashlib.blake2b(alike.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self._rows += _pack(digest, zlib.crc32(name.encode("utf-8", "surrogatepass")), line)
+        if len(self._rows) >= _MEMORY_BYTES:
+            self._file = self._file or tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+            self._file.write(self._rows)
+            self._rows.clear()
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lines of equal and of similar names: two int64 arrays [n, 2], the earlier line first, in order."""
+        equal: list[np.ndarray] = []
+        similar: list[np.ndarray] = []
+        for rows in self._parts():
+            rows = rows[np.lexsort((rows["line"], rows["exact"], rows["alike"]))]
+            alike = rows["alike"][1:] == rows["alike"][:-1]
+            exact = rows["exact"][1:] == rows["exact"][:-1]
+            lines = np.stack((rows["line"][:-1], rows["line"][1:]), axis=1).astype(np.int64)
+            equal.append(lines[alike & exact])
+            similar.append(np.sort(lines[alike & ~exact], axis=1))
+        return _in_order(equal), _in_order(similar)
+
+    def _parts(self) -> Iterator[np.ndarray]:
+        """The rows in parts that fit the memory; names that are alike are in one part."""
+        if self._file is None:
+            yield np.frombuffer(self._rows, dtype=_ROW)
+            return
+        with self._file as file:
+            file.write(self._rows)
+            parts = np.uint64(1 + file.tell() // _MEMORY_BYTES)
+            for part in range(int(parts)):
+                file.seek(0)
+                chosen = []
+                while block := file.read(_MEMORY_BYTES // _ROW.itemsize * _ROW.itemsize):
+                    rows = np.frombuffer(block, dtype=_ROW)
+                    chosen.append(rows[rows["alike"] % parts == part])
+                yield np.concatenate(chosen)
+
+
+def _in_order(pairs: list[np.ndarray]) -> np.ndarray:
+    lines = np.concatenate(pairs)
+    return lines[np.argsort(lines[:, 1], kind="stable")]
