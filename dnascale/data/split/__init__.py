@@ -5,12 +5,12 @@ Stage 1 of prepare, for each record that is kept (all of it is a function of tha
     grouping = Grouping.parse(group, otherwise)         # --group, --group-otherwise
     name, rule = grouping.of(record, input.name)        # count the rules, they are reported
     key = group_key(name)                               # uint64
-    digest = content_digest(codes)                      # 16 bytes, if options.drop_duplicates
-    sketcher.add(codes)                                 # Sketcher(sampling_for(bases)), if options.needs_sample
+    digest = content_digest(record.codes, length)       # 16 bytes, if options.drop_duplicates
+    sketcher.add(record.codes(0, length))               # Sketcher(every), if options.needs_sample; long records in parts
     ...
     values, counts = sketcher.finish()                  # uint64 [m], uint32 [records]
 
-`codes` are character ids, uint8, bit 7 ignored. Then, once, with one `Table` an input in the order of the inputs:
+`every = sampling_for(bases)` is one number for the data set, from the size of all inputs. Then, once, with one `Table` an input in the order of the inputs:
 
     settled = settle(tables, SplitOptions(holdouts, ...), every)
     settled.splits[i]                                   # int8 [records]: index into SPLITS, or DROPPED

@@ -1,7 +1,8 @@
 """Which records are the same sequence: a digest that does not see strand or case, and the first record of each."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,30 +15,27 @@ _U, _T = CHARACTER.tokens.index("U"), CHARACTER.tokens.index("T")
 _ACGT = 4  # ids below are A, T, C, G, and the complement of one is that id ^ 1
 
 
-def content_digest(codes: np.ndarray) -> bytes:
-    """16 bytes for a sequence, uint8 character ids [n] (a memory map will do).
+def content_digest(codes: Callable[[int, int], np.ndarray], length: int) -> bytes:
+    """16 bytes for a sequence of `length` bases; `codes(start, end)` gives its character ids, uint8: `Record.codes`.
 
     Equal for a sequence and its reverse complement, in upper or lower case (bit 7), with T or U. It is the SHA-256,
-    cut, of whichever strand comes first in the order of the codes, read a MiB at a time.
+    cut, of whichever strand comes first in the order of the codes. Reads a MiB at a time.
     """
     digest = hashlib.sha256()
-    backward = _complement_is_first(codes)
-    for begin in range(0, len(codes), _PIECE):
-        if backward:
-            end = len(codes) - begin
-            digest.update(_complement(_plain(codes[max(end - _PIECE, 0) : end])[::-1]))
-        else:
-            digest.update(_plain(codes[begin : begin + _PIECE]))
+    backward = _complement_is_first(codes, length)
+    for begin in range(0, length, _PIECE):
+        end = min(begin + _PIECE, length)
+        piece = _complement(codes(length - end, length - begin)) if backward else _plain(codes(begin, end))
+        digest.update(piece.data)
     return digest.digest()[:16]
 
 
-def _complement_is_first(codes: np.ndarray) -> bool:
+def _complement_is_first(codes: Callable[[int, int], np.ndarray], length: int) -> bool:
     """Whether the reverse complement sorts before the sequence: nearly always the first base decides."""
-    begin, size, half = 0, 64, (len(codes) + 1) // 2
+    begin, size, half = 0, 64, (length + 1) // 2
     while begin < half:
         end = min(begin + size, half)
-        one = _plain(codes[begin:end])
-        other = _complement(_plain(codes[len(codes) - end : len(codes) - begin])[::-1])
+        one, other = _plain(codes(begin, end)), _complement(codes(length - end, length - begin))
         differ = np.flatnonzero(one != other)
         if len(differ):
             return bool(other[differ[0]] < one[differ[0]])
@@ -52,10 +50,12 @@ def _plain(codes: np.ndarray) -> np.ndarray:
     return plain
 
 
-def _complement(plain: np.ndarray) -> np.ndarray:
+def _complement(codes: np.ndarray) -> np.ndarray:
+    """The reverse complement, plain."""
+    plain = np.ascontiguousarray(_plain(codes)[::-1])
     if not len(plain) or plain.max() < _ACGT:
-        return np.ascontiguousarray(plain) ^ np.uint8(1)
-    return CHARACTER.complement_table[plain]
+        return plain ^ np.uint8(1)
+    return np.asarray(CHARACTER.complement_table[plain])
 
 
 def later_copies(digests: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -91,4 +91,4 @@ def later_copies(digests: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _ranges(count: int) -> Iterator[tuple[int, int]]:
     """0..255 as `count` (at most 256) ranges, first and last included."""
     edges = np.linspace(0, 256, min(count, 256) + 1).astype(int).tolist()
-    return ((low, high - 1) for low, high in zip(edges, edges[1:], strict=False))
+    return ((low, high - 1) for low, high in pairwise(edges))

@@ -124,7 +124,9 @@ def _count(samples: Sequence[Sample], splits: np.ndarray, held_out: np.ndarray) 
     owners = np.where(splits == TRAIN, np.int32(train), np.int32(-1))
     owners[held_out] = np.arange(train, dtype=np.int32)
     bit = np.append(1 << splits[held_out], 1 << TRAIN).astype(np.uint8)
-    counts = _Counts(np.zeros((len(SPLITS), len(SPLITS)), np.int64), np.zeros(train, np.int64), np.zeros(train, np.int64))
+    counts = _Counts(
+        np.zeros((len(SPLITS), len(SPLITS)), np.int64), np.zeros(train, np.int64), np.zeros(train, np.int64)
+    )
     for values, owner in by_value(samples, owners):
         if not len(values):
             continue
