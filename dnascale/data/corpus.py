@@ -46,6 +46,11 @@ class Corpus:
         """In bases."""
         return max(dataset.split(split).longest_record for dataset in self.sources.values())
 
+    def bases_per_token(self, split: str) -> float:
+        """Mean over the split; 1 where a token is a base."""
+        splits = [dataset.split(split) for dataset in self.sources.values()]
+        return sum(s.bases for s in splits) / max(1, sum(s.tokens - s.records for s in splits))
+
     def reader(self, split: str, context: int, verify: Verify = "checksum") -> WindowReader:
         """Raises DataError when a source has no such split, or no window of `context` tokens in it."""
         return WindowReader(list(self.sources.values()), split, context, verify)

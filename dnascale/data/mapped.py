@@ -16,7 +16,7 @@ import numpy as np
 from isal import isal_zlib
 
 from dnascale.data.cache import Lease
-from dnascale.data.shards import TAR_HEADER, Dataset, LocalFile
+from dnascale.data.shards import TAR_HEADER, Dataset, LocalFile, block_offset
 from dnascale.errors import DataError
 
 #: What is compared with its checksum: each block before its first token is used, or nothing but the size of files.
@@ -64,6 +64,7 @@ class MappedShards:
         self.verify = verify
         self._checked = np.full(len(self.index.blocks), verify == "size")
         self._unchecked = int((~self._checked).sum())
+        self.width = dataset.dtype.itemsize  # bytes of a token
         self._table = None if dataset.translate is None else np.frombuffer(dataset.translate, dtype=np.uint8)
         # Place of each block in the stream of all shards; of layout `blocks` it is computed.
         self._begin: np.ndarray | None = None
@@ -88,7 +89,7 @@ class MappedShards:
         if self._begin is None:
             size = self.dataset.block_tokens
             number = start // size
-            address = self.address[shard] + start + (number + 1) * TAR_HEADER
+            address = self.address[shard] + start * self.width + (number + 1) * TAR_HEADER
             apart = np.flatnonzero(start - number * size > size - length)
         else:
             first, place = self._blocks(shard, start)
@@ -109,7 +110,7 @@ class MappedShards:
         if self._begin is None:
             size = self.dataset.block_tokens
             number = block - self.index.first_block[shard]
-            begin, end, offset = number * size, (number + 1) * size, number * (size + TAR_HEADER) + TAR_HEADER
+            begin, end, offset = number * size, (number + 1) * size, block_offset(number, size, self.width)
             separator = np.zeros(len(row), dtype=bool)
         else:
             base = self._begin[self.index.first_block[shard]]
@@ -117,7 +118,8 @@ class MappedShards:
             offset = self.index.blocks["offset"][block].astype(np.int64)
             separator = end <= start + length
         low, high = np.maximum(start, begin), np.minimum(start + length, end)
-        return Pieces(row, low - start, high - low, self.address[shard] + offset + low - begin, separator)
+        address = self.address[shard] + offset + (low - begin) * self.width
+        return Pieces(row, low - start, high - low, address, separator)
 
     def _blocks(self, shard: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row of the block of each token, and the token's place in the stream of all shards: int64 [n] each."""
@@ -127,13 +129,13 @@ class MappedShards:
         return np.searchsorted(self._begin, place, side="right") - 1, place
 
     def read_apart(self, shard: np.ndarray, start: np.ndarray, length: int) -> np.ndarray:
-        """The tokens of windows that have been located, block by block: uint8 [n, length]."""
-        out = np.empty((len(start), length), dtype=np.uint8)
+        """The tokens of windows that have been located, block by block: [n, length] of the data set's dtype."""
+        out = np.empty((len(start), length), dtype=self.dataset.dtype)
         pieces = self.pieces(shard, start, length)
-        low = int(pieces.address.min())
-        data, line = memory(low, int((pieces.address + pieces.tokens).max()) - low), out.ravel()
-        to, begin = pieces.row * length + pieces.column, pieces.address - low
-        ends = to + pieces.tokens, begin + pieces.tokens
+        low, size = int(pieces.address.min()), pieces.tokens * self.width
+        data, line = memory(low, int((pieces.address + size).max()) - low), out.ravel().view(np.uint8)
+        to, begin = (pieces.row * length + pieces.column) * self.width, pieces.address - low
+        ends = to + size, begin + size
         for at, end, source, source_end in zip(
             to.tolist(), ends[0].tolist(), begin.tolist(), ends[1].tolist(), strict=True
         ):
@@ -153,10 +155,10 @@ class MappedShards:
         return tokens if self._table is None else self._table[tokens]
 
     def stream(self, shard: int, most: int | None = None) -> np.ndarray:
-        """The token stream of a shard, uint8 [tokens], or its first `most` tokens."""
+        """The token stream of a shard, [tokens] of the data set's dtype, or its first `most` tokens."""
         length = int(self.tokens[shard]) if most is None else min(most, int(self.tokens[shard]))
         if not length:
-            return np.empty(0, dtype=np.uint8)
+            return np.empty(0, dtype=self.dataset.dtype)
         where = np.array([shard]), np.array([0])
         self.locate(*where, length)
         return self.read_apart(*where, length)[0]
@@ -227,12 +229,12 @@ class MappedShards:
         sound = len(rows) == int(self.index.shards["blocks"][shard])
         if self._begin is None:
             number = np.arange(len(rows))
-            sound &= bool((offset == number * (size + TAR_HEADER) + TAR_HEADER).all() and (tokens[:-1] == size).all())
+            sound &= bool((offset == block_offset(number, size, self.width)).all() and (tokens[:-1] == size).all())
             sound &= bool((tokens[-1:] <= size).all()) and int(tokens.sum()) == int(self.tokens[shard])
         else:  # behind the last record one more byte may be looked at
             sound &= bool((offset[1:] >= (offset + tokens)[:-1]).all()) and bool((offset + tokens < length).all())
             sound &= int(tokens.sum()) + len(rows) == int(self.tokens[shard])
-        if not sound or (offset < 0).any() or (offset + tokens > length).any():
+        if not sound or (offset < 0).any() or (offset + tokens * self.width > length).any():
             raise DataError(
                 f"the index of {self.dataset.location} says what cannot be of {self.index.name(shard)}: it was not made by dnascale. "
                 "Make the data set again."
@@ -272,10 +274,11 @@ class MappedShards:
     def _check_block(self, block: int) -> None:
         shard = int(np.searchsorted(self.index.first_block, block, side="right")) - 1
         begin, tokens, crc32 = self.index.blocks[block].tolist()
-        if isal_zlib.crc32(memoryview(self._open[shard][0])[begin : begin + tokens]) != crc32:
+        end = begin + tokens * self.width
+        if isal_zlib.crc32(memoryview(self._open[shard][0])[begin:end]) != crc32:
             raise DataError(
                 f"{self._path(shard)}: block {block - int(self.index.first_block[shard])} (bytes {begin:,} to "
-                f"{begin + tokens:,}) does not match its checksum: the file is damaged. `dnascale data verify "
+                f"{end:,}) does not match its checksum: the file is damaged. `dnascale data verify "
                 f"{self.dataset.location}` names all damage; copy or prepare it again."
             )
         self._unchecked -= not self._checked[block]

@@ -210,21 +210,24 @@ def _write_split(
     progress: Callable[[str, int], None],
 ) -> Split:
     bases = np.memmap(spool.path, dtype=np.uint8, mode="r")
-    separator = np.array([vocabulary.sep], dtype=np.uint8)
+    separator = np.array([vocabulary.sep], dtype=vocabulary.dtype)
     sidecar = _Sidecar(work / name)
     counts = np.zeros(256, dtype=np.int64)
-    with ShardWriter(work, name) as writer:
+    with ShardWriter(work, name, dtype=vocabulary.dtype) as writer:
         for record in sorted(spool.records, key=lambda r: (r.order, r.start)):
-            tokens = np.asarray(bases[record.start : record.start + record.length])
-            counts += np.bincount(tokens, minlength=256)
+            codes = np.asarray(bases[record.start : record.start + record.length])
+            counts += np.bincount(codes, minlength=256)
+            tokens = vocabulary.encode_codes(codes if options.soft_mask else codes & ~np.uint8(SOFT_MASK_BIT))
+            upto = np.append(0, np.cumsum(vocabulary.bases_per_token[tokens & (vocabulary.soft_mask_bit - 1)]))
             done = 0
             while done < len(tokens):
                 piece = tokens[done : done + writer.room]
-                sidecar.add(record, done, *writer.position, piece)
-                writer.write(piece if options.soft_mask else piece & ~np.uint8(SOFT_MASK_BIT))
+                first, last = int(upto[done]), int(upto[done + len(piece)])
+                sidecar.add(record, first, *writer.position, len(piece), codes[first:last])
+                writer.write(piece)
                 done += len(piece)
             writer.write(separator)
-            progress("writing", len(tokens))
+            progress("writing", len(codes))
         shards = Index.of(sidecar.finish(writer.close()), writer.names)
     plain = counts[:SOFT_MASK_BIT] + counts[SOFT_MASK_BIT:]
     return Split(
@@ -246,12 +249,12 @@ class _Sidecar:
     rows: list[tuple[Any, ...]] = field(default_factory=list)  # of the shard that is being written
     counts: list[int] = field(default_factory=list)  # rows of the shards before it
 
-    def add(self, record: _Kept, record_start: int, shard: int, token: int, tokens: np.ndarray) -> None:
+    def add(self, record: _Kept, record_start: int, shard: int, token: int, tokens: int, codes: np.ndarray) -> None:
         while len(self.counts) < shard:
             self._write()
         outside = np.zeros(1, dtype=np.uint8)
-        edges = np.flatnonzero(np.diff(tokens >> 7, prepend=outside, append=outside))
-        self.rows.append((record.name, record.group, record.source, record_start, token, len(tokens), edges))
+        edges = np.flatnonzero(np.diff(codes >> 7, prepend=outside, append=outside))
+        self.rows.append((record.name, record.group, record.source, record_start, token, tokens, edges))
 
     def finish(self, shards: list[Shard]) -> list[Shard]:
         """The shards with their numbers of records. A last separator may be alone in its shard."""

@@ -10,7 +10,6 @@ from dnascale.data.mapped import MappedShards, Verify, memory
 from dnascale.data.order import Grid, Windows
 from dnascale.data.shards import Dataset
 from dnascale.errors import DataError
-from dnascale.vocab import SOFT_MASK_BIT
 
 
 class _Buffers:
@@ -51,6 +50,7 @@ class WindowReader:
         self.sources = [sources] if isinstance(sources, Dataset) else list(sources)
         self.split = split
         self.context = context
+        self.dtype = self.sources[0].dtype  # of the tokens
         self.shards = [MappedShards(dataset, split, verify, len(self.sources)) for dataset in self.sources]
         self.shard_tokens = np.concatenate([shards.tokens for shards in self.shards])
         self._buffers = _Buffers()
@@ -67,21 +67,21 @@ class WindowReader:
         return [Grid.of(shards.tokens, self.context) for shards in self.shards]
 
     def read(self, windows: Windows, pin: bool = False) -> torch.Tensor:
-        """The tokens of n windows: uint8 [n, context], in pinned memory if `pin`. Raises DataError for damaged shards.
+        """The tokens of n windows: uint8 or uint16 [n, context], in pinned memory if `pin`. Raises DataError for damaged shards.
 
         The memory belongs to whoever holds the tensor, or a part of it; it is used again once nobody does.
         """
-        shape = len(windows), self.context
+        shape = len(windows), self.context * self.dtype.itemsize
         if pin:  # PyTorch keeps such memory and uses it again by itself
             out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
-            out = self._buffers.take(len(windows) * self.context).view(shape)
+            out = self._buffers.take(shape[0] * shape[1]).view(shape)
         for rows in self._at_once(windows):
-            part = out if isinstance(rows, slice) else torch.empty(len(rows), self.context, dtype=torch.uint8)
+            part = out if isinstance(rows, slice) else torch.empty(len(rows), shape[1], dtype=torch.uint8)
             self._gather(windows.take(rows), part)
             if part is not out:
                 out[torch.from_numpy(rows)] = part
-        return out
+        return out if self.dtype.itemsize == 1 else out.view(torch.uint16)
 
     def _at_once(self, windows: Windows) -> Iterator[slice | np.ndarray]:
         """The windows in groups, of no more shards than may be open at a time: nearly always all of them."""
@@ -95,6 +95,7 @@ class WindowReader:
             yield np.flatnonzero(np.isin(windows.shard, found[group : group + most]))
 
     def _gather(self, windows: Windows, out: torch.Tensor) -> None:
+        """Into the bytes of `out`, uint8 [n, context * bytes of a token]."""
         # Source by source: rows, shards, and where the windows lie.
         parts: list[tuple[slice | np.ndarray, MappedShards, np.ndarray, np.ndarray]] = []
         if len(self.shards) == 1:
@@ -111,11 +112,11 @@ class WindowReader:
             for (rows, *_), (of_source, _) in zip(parts, located, strict=True):
                 address[rows] = of_source
         low, high = int(address.min()), int(address.max())
-        view = torch.from_numpy(memory(low, high - low + self.context))
-        view = view.as_strided((high - low + 1, self.context), (1, 1))
+        size = out.shape[1]
+        view = torch.from_numpy(memory(low, high - low + size)).as_strided((high - low + 1, size), (1, 1))
         torch.index_select(view, 0, torch.from_numpy(address - low), out=out)
         # Windows over several blocks have read the tar header between them, and are read again in pieces.
-        tokens = out.numpy()
+        tokens = out.numpy().view(self.dtype)
         for (rows, shards, shard, start), (_, apart) in zip(parts, located, strict=True):
             if shards.translates:
                 tokens[rows] = shards.translate(tokens[rows])
@@ -161,12 +162,13 @@ def covering_windows(shard_tokens: np.ndarray, context: int) -> tuple[Windows, n
 
 
 def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) -> np.ndarray:
-    """The token stream of a split without soft-mask bits, uint8 [tokens] (at most `max_tokens`)."""
+    """The token stream of a split without soft-mask bits, [tokens] of its dtype (at most `max_tokens`)."""
     shards = MappedShards(dataset, split)
-    parts = [np.empty(0, dtype=np.uint8)]
+    parts = [np.empty(0, dtype=dataset.dtype)]
+    ids = dataset.dtype.type(dataset.vocabulary.soft_mask_bit - 1)
     for number in range(len(shards.tokens)):
         rest = None if max_tokens is None else max_tokens - sum(map(len, parts))
-        parts.append(shards.stream(number, rest) & ~np.uint8(SOFT_MASK_BIT))
+        parts.append(shards.stream(number, rest) & ids)
         shards.keep([])
         if rest is not None and len(parts[-1]) == rest:
             break
@@ -174,8 +176,8 @@ def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) ->
 
 
 def split_records(dataset: Dataset, split: str, max_tokens: int | None = None) -> list[np.ndarray]:
-    """The records of a split, each uint8 [bases]. `max_tokens` bounds the memory; the last record may be cut."""
-    stream = split_stream(dataset, split, max_tokens)
+    """The records of a split in letters, character ids uint8 [bases] each. `max_tokens` bounds the memory; the last record may be cut."""
+    stream = dataset.vocabulary.decode_codes(split_stream(dataset, split, max_tokens))
     separator = dataset.vocabulary.sep
     parts = np.split(stream, np.flatnonzero(stream == separator) + 1)
     return [part[part != separator] for part in parts if len(part) > 1]

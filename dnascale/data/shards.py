@@ -178,6 +178,11 @@ class Dataset:
         return digest.hexdigest()
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of stored tokens."""
+        return self.vocabulary.dtype
+
+    @property
     def location(self) -> str:
         """Folder or URL, for messages."""
         return self.remote.url if self.remote else str(self.folder)
@@ -199,13 +204,13 @@ class Dataset:
             "version": VERSION,
             "name": self.name,
             "created_by": self.created_by,
-            "dtype": "uint8",
+            "dtype": self.dtype.name,
             "vocabulary": self.vocabulary.to_json(),
             "separator": self.vocabulary.sep,
             "layout": self.layout,
             "block_tokens": self.block_tokens,
             "translate": self.translate.hex() if self.translate else None,
-            "soft_mask_bit": 7 if self.soft_mask_bit else None,
+            "soft_mask_bit": 8 * self.dtype.itemsize - 1 if self.soft_mask_bit else None,
             "sources": self.sources,
             "options": self.options,
             "cleaning": self.cleaning,
@@ -244,9 +249,9 @@ def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: i
     return _parse(path, None)
 
 
-def block_offset(block: int, block_tokens: int = BLOCK_TOKENS) -> int:
-    """Byte offset of a block's first token in a tar of layout `blocks`."""
-    return block * (block_tokens + TAR_HEADER) + TAR_HEADER
+def block_offset(block: Any, block_tokens: int = BLOCK_TOKENS, token_bytes: int = 1) -> Any:
+    """Byte offset of a block's first token in a tar of layout `blocks`, of one block (int) or many (int64 [n])."""
+    return block * (block_tokens * token_bytes + TAR_HEADER) + TAR_HEADER
 
 
 def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
@@ -263,6 +268,10 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
         if body.pop("sha256") != json_digest(body):
             raise DataError(f"{where} does not match its own digest: it was edited or damaged. {again}")
         vocabulary = vocabulary_from_json(body["vocabulary"], where)
+        if body["dtype"] != vocabulary.dtype.name:
+            raise DataError(
+                f"{where} says dtype {body['dtype']!r}, its vocabulary needs {vocabulary.dtype.name}. {again}"
+            )
         dataset = Dataset(
             folder=path.parent,
             name=body["name"],

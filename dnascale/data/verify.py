@@ -17,7 +17,6 @@ from isal import isal_zlib
 
 from dnascale.data.shards import TAR_HEADER, Dataset, Split, block_offset
 from dnascale.errors import DnascaleError
-from dnascale.vocab import SOFT_MASK_BIT
 
 #: Bytes read at a time, and places of a wrong byte tried at a time.
 _PIECE = 1 << 20
@@ -29,6 +28,7 @@ class _Tally(NamedTuple):
     """What the tokens of an undamaged shard add up to."""
 
     separators: int
+    bases: int
     first: int  # bases before the first separator
     longest: int  # most bases without a separator
     last: int  # bases after the last separator
@@ -65,13 +65,13 @@ def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: No
                     faults += of_shard
                     tallies.append(tally)
                 where = f"{dataset.location}, split '{name}'"
-                faults += (f"{where}: {fault}." for fault in _wrong_sums(split, tallies, dataset.soft_mask_bit))
+                faults += (f"{where}: {fault}." for fault in _wrong_sums(dataset, split, tallies))
         finally:
             wanted = False  # threads that are still at it, after an interrupt, stop
     return faults
 
 
-def _wrong_sums(split: Split, tallies: Sequence[_Tally | None], soft_mask_bit: bool) -> Iterator[str]:
+def _wrong_sums(dataset: Dataset, split: Split, tallies: Sequence[_Tally | None]) -> Iterator[str]:
     """What is wrong with the counts of a split. Where a shard is damaged, only what needs no tokens is compared."""
     tokens, blocks = int(split.shards.tokens.sum()), int(split.shards.first_block[-1])
     if len(split.shards.blocks) != blocks:
@@ -79,8 +79,9 @@ def _wrong_sums(split: Split, tallies: Sequence[_Tally | None], soft_mask_bit: b
     if split.tokens != tokens:
         yield f"dataset.json says {split.tokens:,} tokens, its shards have {tokens:,}"
     known = [tally for tally in tallies if tally]
+    one_base_a_token = dataset.vocabulary.one_base_a_token
     if len(known) < len(tallies):
-        if split.bases + split.records != tokens:
+        if one_base_a_token and split.bases + split.records != tokens:
             yield f"{split.bases:,} bases and {split.records:,} separators are not the {tokens:,} tokens of its shards"
         return
     separators = longest = unended = 0  # a record may run over the end of its shard
@@ -90,10 +91,10 @@ def _wrong_sums(split: Split, tallies: Sequence[_Tally | None], soft_mask_bit: b
         unended = tally.last if tally.separators else unended + tally.first
     counts = [
         ("records", split.records, separators),
-        ("bases", split.bases, tokens - separators),
+        ("bases", split.bases, tokens - separators if one_base_a_token else sum(tally.bases for tally in known)),
         ("bases in its longest record", split.longest_record, longest),
     ]
-    if soft_mask_bit:
+    if dataset.soft_mask_bit and one_base_a_token:
         counts.append(("soft-masked bases", split.soft_masked, sum(tally.soft_masked for tally in known)))
     for what, said, found in counts:
         if said != found:
@@ -113,14 +114,19 @@ class _ShardCheck:
         self.stored = dataset.layout == "blocks"  # whether separators are
         ids = set(dataset.translate or ())  # if there is nothing to notice in them, the members are not looked at
         self.plain = bool(ids) and max(ids) < len(dataset.vocabulary) and dataset.vocabulary.sep not in ids
+        self.width = dataset.dtype.itemsize  # bytes of a token
+        self.counts_bases = not dataset.vocabulary.one_base_a_token
         # int64 [blocks], bytes in the file:
         self.begin = self.shard.blocks["offset"].astype(np.int64)
-        self.end = self.begin + self.shard.blocks["tokens"]
+        self.end = self.begin + self.shard.blocks["tokens"].astype(np.int64) * self.width
         # What the file turns out to be:
         self.size = 0
         self.sha256 = ""  # of no more bytes than it should have
         self.crc32 = np.zeros(len(self.begin), dtype=np.uint32)
         self.separators: list[np.ndarray] = []  # int64, places among the stored tokens
+        self.bases_before: list[np.ndarray] = []  # int64, for each separator, of the whole shard
+        self.bases = 0
+        self._half = b""  # of a token whose other byte is still to come
         self.largest_id = self.soft_masked = 0
 
     def run(self) -> tuple[list[str], _Tally | None]:
@@ -150,19 +156,21 @@ class _ShardCheck:
         faults += self._wrong_records_file(lengths)
         if lengths is None:
             return faults, None
-        first, longest, last = int(lengths[0]), int(lengths.max()), int(lengths[-1])
-        return faults, _Tally(len(lengths) - 1, first, longest, last, self.soft_masked)
+        bases = self._base_lengths(lengths)
+        first, longest, last = int(bases[0]), int(bases.max()), int(bases[-1])
+        return faults, _Tally(len(lengths) - 1, int(bases.sum()), first, longest, last, self.soft_masked)
 
     def _wrong_index(self) -> Iterator[str]:
         """Whether the index says what cannot be. Blocks at impossible places are then left alone."""
         blocks, sizes = len(self.begin), self.end - self.begin
-        tokens = int(sizes.sum()) + (0 if self.stored else blocks)
+        tokens = int(sizes.sum()) // self.width + (0 if self.stored else blocks)
         if tokens != self.shard.tokens:
             yield f"{self.path}: the index says {self.shard.tokens:,} tokens, its blocks have {tokens:,}."
         impossible = self.begin > self.shard.bytes - sizes
         if self.stored:
             full = self.dataset.block_tokens
-            impossible |= self.begin != [block_offset(block, full) for block in range(blocks)]
+            impossible |= self.begin != block_offset(np.arange(blocks), full, self.width)
+            sizes = sizes // self.width
             impossible |= np.where(np.arange(blocks) < blocks - 1, sizes != full, sizes > full)
         else:
             impossible |= self.begin < np.append(0, self.end)[:-1]
@@ -199,21 +207,35 @@ class _ShardCheck:
         self.sha256 = sha256.hexdigest()
 
     def _look(self, content: bytes, before: int) -> int:
-        """Takes notice of what blocks hold after `before` other bytes; returns how many these are."""
-        translated = content.translate(self.dataset.translate) if self.dataset.translate else content
-        ids = np.frombuffer(translated, dtype=np.uint8)
+        """Takes notice of what blocks hold after `before` other tokens; returns how many these are."""
+        translated = content.translate(self.dataset.translate) if self.dataset.translate else self._half + content
+        ids = np.frombuffer(translated, dtype=self.dataset.dtype, count=len(translated) // self.width)
+        self._half = translated[len(ids) * self.width :]
+        vocabulary = self.dataset.vocabulary
         if self.dataset.soft_mask_bit:
-            self.soft_masked += int(np.count_nonzero(ids & SOFT_MASK_BIT))
-            ids = ids & ~np.uint8(SOFT_MASK_BIT)
+            self.soft_masked += int(np.count_nonzero(ids & vocabulary.soft_mask_bit))
+            ids = ids & self.dataset.dtype.type(vocabulary.soft_mask_bit - 1)
         self.largest_id = max(self.largest_id, int(ids.max(initial=0)))
-        self.separators.append(np.flatnonzero(ids == self.dataset.vocabulary.sep) + before)
+        ended = np.flatnonzero(ids == vocabulary.sep)
+        self.separators.append(ended + before)
+        if self.counts_bases:
+            bases = np.cumsum(vocabulary.bases_per_token[np.minimum(ids, len(vocabulary) - 1)])
+            self.bases_before.append(self.bases + bases[ended])
+            self.bases += int(bases[-1]) if len(bases) else 0
         return len(ids)
 
     def _lengths(self) -> np.ndarray:
-        """Bases before, between and after the separators of the stream, int64 [separators + 1]."""
+        """Tokens before, between and after the separators of the stream, int64 [separators + 1]."""
         if not self.stored:
             return np.append(self.end - self.begin, 0)
-        return np.diff(np.concatenate([[-1], *self.separators, [(self.end - self.begin).sum()]])) - 1
+        tokens = (self.end - self.begin).sum() // self.width
+        return np.diff(np.concatenate([[-1], *self.separators, [tokens]])) - 1
+
+    def _base_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """The same in bases."""
+        if not self.counts_bases:
+            return lengths
+        return np.diff(np.concatenate([[0], *self.bases_before, [self.bases]]))
 
     def _wrong_size(self) -> Iterator[str]:
         if self.size == self.shard.bytes:
@@ -276,7 +298,7 @@ class _ShardCheck:
                 begin, end = int(self.begin[block]), int(self.end[block])
                 if block in single:
                     place, value = single[block]
-                    sentence = byte(place, value, f"block {block}, token {place - begin:,}")
+                    sentence = byte(place, value, f"block {block}, token {(place - begin) // self.width:,}")
                 else:
                     sentence = f"block {block} (bytes {begin:,} to {end:,}) does not match its checksum"
                 found.append((begin, sentence))

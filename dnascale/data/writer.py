@@ -22,6 +22,7 @@ class ShardWriter:
     split: str
     block_tokens: int = BLOCK_TOKENS
     shard_blocks: int = SHARD_BLOCKS
+    dtype: Any = np.uint8  # of the tokens
     shards: list[Shard] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -32,7 +33,7 @@ class ShardWriter:
         (self.folder / self.split).mkdir(parents=True, exist_ok=True)
         self._file: Any = None
         self._blocks: list[tuple[int, int, int]] = []  # of the open shard: offset, tokens, crc32
-        self._block = np.empty(self.block_tokens, dtype=np.uint8)
+        self._block = np.empty(self.block_tokens, dtype=self.dtype)
         self._filled = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -59,7 +60,7 @@ class ShardWriter:
         return self.block_tokens * self.shard_blocks - self.position[1]
 
     def write(self, tokens: np.ndarray) -> None:
-        """Appends tokens (uint8 [n], n <= room) to the current shard, and closes it when full."""
+        """Appends tokens ([n] of `dtype`, n <= room) to the current shard, and closes it when full."""
         done = 0
         while done < len(tokens):
             if not self._filled and len(tokens) - done >= self.block_tokens:
@@ -94,8 +95,8 @@ class ShardWriter:
             self._file = (self.folder / (self.names % len(self.shards))).open("xb", buffering=0)
             self._sha256, self._bytes = hashlib.sha256(), 0
         header = tarfile.TarInfo(f"{len(self.shards):06d}-{len(self._blocks):06d}.bin")
-        header.size = len(tokens)
-        payload = np.ascontiguousarray(tokens)
+        payload = np.ascontiguousarray(tokens, dtype=self.dtype).view(np.uint8)
+        header.size = len(payload)
         self._put(header.tobuf(tarfile.USTAR_FORMAT))
         self._blocks.append((self._bytes, len(tokens), isal_zlib.crc32(payload)))
         self._put(payload.data)

@@ -48,23 +48,23 @@ class Vocabulary:
 
     @property
     def unk(self) -> int:
-        return self.tokens.index("[UNK]")
+        return self.bases + SPECIAL_TOKENS.index("[UNK]")
 
     @property
     def pad(self) -> int:
-        return self.tokens.index("[PAD]")
+        return self.bases + SPECIAL_TOKENS.index("[PAD]")
 
     @property
     def cls(self) -> int:
-        return self.tokens.index("[CLS]")
+        return self.bases + SPECIAL_TOKENS.index("[CLS]")
 
     @property
     def sep(self) -> int:
-        return self.tokens.index("[SEP]")
+        return self.bases + SPECIAL_TOKENS.index("[SEP]")
 
     @property
     def mask(self) -> int:
-        return self.tokens.index("[MASK]")
+        return self.bases + SPECIAL_TOKENS.index("[MASK]")
 
     # --- what a token is ---
 
@@ -102,6 +102,11 @@ class Vocabulary:
     def bases_per_token(self) -> np.ndarray:
         """int64 [V]: how many bases of a record each token stands for. They add up to the length of the record."""
         return np.array([len(spelled) for spelled in self._spelled], dtype=np.int64) * ~self._is_mark
+
+    @property
+    def one_base_a_token(self) -> bool:
+        """Whether there are as many tokens as bases."""
+        return int(self.bases_per_token.max()) == 1
 
     @cached_property
     def digest(self) -> str:

@@ -13,12 +13,13 @@ import numpy as np
 
 
 def read_split(folder: Path, description: dict, name: str) -> bytes:
-    """The token stream of all shards of a split, one byte a token."""
+    """The token stream of all shards of a split, as the bytes of its tokens."""
     index = description["splits"][name]["index"]
     for what in ("shards", "blocks"):
         assert hashlib.sha256((folder / index[what]["file"]).read_bytes()).hexdigest() == index[what]["sha256"]
     shards, blocks = (np.load(folder / index[what]["file"]) for what in ("shards", "blocks"))
-    table = bytes.fromhex(description["translate"] or bytes(range(256)).hex())
+    width = np.dtype(description["dtype"]).itemsize
+    table = bytes.fromhex(description["translate"]) if description["translate"] else None
     separator = bytes([description["separator"]]) if description["layout"] == "records" else b""
     stream, first = b"", 0
     for number, shard in enumerate(shards):
@@ -26,7 +27,7 @@ def read_split(folder: Path, description: dict, name: str) -> bytes:
         data = (folder / (names % number if isinstance(names, str) else names[number])).read_bytes()
         assert hashlib.sha256(data).digest() == shard["sha256"].tobytes()
         for offset, tokens, crc32 in blocks[first : first + int(shard["blocks"])]:
-            block = data[int(offset) : int(offset) + int(tokens)]
+            block = data[int(offset) : int(offset) + int(tokens) * width]
             assert zlib.crc32(block) == crc32
             stream += block.translate(table) + separator
         first += int(shard["blocks"])
@@ -38,4 +39,5 @@ if __name__ == "__main__":
     about = json.loads((data / "dataset.json").read_text())
     for split in about["splits"]:
         tokens = read_split(data, about, split)
-        print(split, len(tokens), hashlib.sha256(tokens).hexdigest())
+        width = np.dtype(about["dtype"]).itemsize
+        print(split, len(tokens) // width, hashlib.sha256(tokens).hexdigest())
