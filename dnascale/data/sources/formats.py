@@ -36,22 +36,30 @@ class Format:
         return reader
 
 
-FORMATS = (Format("fasta", (b">",), "fasta:records"),)
+FORMATS = (
+    Format("fasta", (b">",), "fasta:records"),
+    Format("fastq", (b"@",), "fastq:records"),
+)
 
 # How a file that nobody here reads starts, what it is, and what to do.
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
-    ((b"@",), "FASTQ reads (or SAM), convert them to FASTA"),
+    (tuple(b"@%s\t" % tag for tag in (b"HD", b"SQ", b"RG", b"PG", b"CO")), "SAM, convert it with `samtools fasta`"),
     ((b"<",), "an HTML or XML page (the download has probably failed), fetch the file again"),
     ((b"{", b"["), "JSON (an error page of a failed download?), fetch the file again"),
     ((b"version https://git-lfs",), "a Git LFS pointer and not the file itself, run `git lfs pull`"),
     ((b"\xff\xfe", b"\xfe\xff", b"\0>"), "UTF-16 text, convert it with `iconv -f UTF-16 -t UTF-8`"),
     ((b"PK\x03\x04", b"PK\x05\x06"), "a zip archive, unpack it first"),
-    ((b"BZh",), "bzip2, recompress it with gzip"),
-    ((b"\xfd7zXZ\0",), "xz, recompress it with gzip"),
-    ((b"\x28\xb5\x2f\xfd",), "zstd, recompress it with gzip"),
+    ((b"7z\xbc\xaf\x27\x1c",), "a 7z archive, unpack it first"),
+    ((b"Rar!\x1a\x07",), "a RAR archive, unpack it first"),
+    ((b"\x1f\x9d",), "compressed with `compress` (.Z), recompress it with gzip"),
+    ((b"\x04\x22\x4d\x18",), "compressed with lz4, recompress it with gzip"),
+    ((b"LZIP",), "compressed with lzip, recompress it with gzip"),
+    ((b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"), "compressed twice, decompress it once"),
     ((GZIP_MAGIC,), "gzip within gzip (compressed twice), decompress it once"),
     ((b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"), "UCSC 2bit, convert it with `twoBitToFa`"),
-    ((b"BAM\1",), "BAM, convert it with `samtools fasta`"),
+    ((b"BAM\1", b"CRAM"), "BAM or CRAM, convert it with `samtools fasta`"),
+    ((b"NCBI.sra",), "an SRA archive, convert it with `fasterq-dump`"),
+    ((b"%PDF",), "a PDF document, give the sequences"),
     ((b"LOCUS ",), "a GenBank record, convert it to FASTA"),
     ((b"ID   ",), "an EMBL record, convert it to FASTA"),
     ((b"##",), "an annotation or variant table (GFF or VCF), give the sequences"),
@@ -99,8 +107,11 @@ def _format_of(source: Source, options: ReadOptions) -> Format:
         known = ", ".join(form.name for form in FORMATS)
         raise UsageError(f"there is no format {name!r}; known: {known}.")
     text = first_text(source.head)
-    for form in FORMATS:
-        if text.startswith(form.starts):
+    if source.head[257:262] != b"ustar":
+        fitting = [(len(start), form) for form in FORMATS for start in form.starts if text.startswith(start)]
+        other = [len(start) for starts, _ in _OTHERS for start in starts if text.startswith(start)]
+        length, form = max(fitting, key=lambda fit: fit[0], default=(-1, FORMATS[0]))
+        if length >= max(other, default=0):
             return form
     raise _not_sequence(source, text)
 
@@ -118,6 +129,8 @@ def _not_sequence(source: Source, text: bytes) -> DataError:
 
 
 def _what_is(head: bytes) -> str:
+    if head[257:262] == b"ustar":
+        return "a tar archive, unpack it first"
     for starts, what in _OTHERS:
         if head.startswith(starts):
             return what
