@@ -8,7 +8,6 @@ from dnascale import __version__
 from dnascale.errors import CheckpointError
 from dnascale.files import whole_folder
 from dnascale.runs import Run
-from dnascale.vocab import CHARACTER
 
 
 def export(run: Run, out: Path) -> Path:
@@ -22,14 +21,14 @@ def export(run: Run, out: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one file, read in milliseconds
-    model = run.model()
+    model, vocabulary = run.model(), run.vocabulary()
     with whole_folder(out) as work:
         model.save_pretrained(work)
-        CHARACTER.tokenizer(run.config.model.context).save_pretrained(work)
+        vocabulary.tokenizer(run.config.model.context).save_pretrained(work)
         _clean_config(work / "config.json")
         (work / "README.md").write_text(model_card(run))
         again = AutoModelForMaskedLM.from_pretrained(work).eval()
-        sample = torch.arange(64).remainder(len(CHARACTER))[None]
+        sample = torch.arange(min(64, run.config.model.context)).remainder(len(vocabulary))[None]
         with torch.no_grad():
             difference = float((again(input_ids=sample).logits - model(input_ids=sample).logits).abs().max())
         if difference != 0.0:
@@ -47,7 +46,7 @@ def _clean_config(path: Path) -> None:
 
 def model_card(run: Run) -> str:
     """Markdown: what the model is, what it was trained on, what it reaches."""
-    config, state = run.config, run.checkpoint.state
+    config, state, vocabulary = run.config, run.checkpoint.state, run.vocabulary()
     names = ", ".join(Path(location).name for location in config.data.locations().values())
     rows = ""
     for path in sorted(run.folder.glob("evaluation-*.json")):
@@ -65,8 +64,8 @@ tags: [dna, genomics, modernbert, masked-language-model]
 ---
 # {run.folder.name}
 
-A character-level DNA language model: ModernBERT, {config.model.layers} layers of {config.model.hidden_size}, context
-{config.model.context} bases, masked language modelling. Trained with dnascale {__version__} for {state.step:,} steps
+A DNA language model over the tokens `{vocabulary.name}`: ModernBERT, {config.model.layers} layers of {config.model.hidden_size}, context
+{config.model.context} tokens, masked language modelling. Trained with dnascale {__version__} for {state.step:,} steps
 ({state.tokens:,} tokens) on the data `{names}` (fingerprint `{run.checkpoint.identity.data}`).
 
 ```python
@@ -76,7 +75,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 logits = model(**tokenizer("ACG[MASK]ACGT", return_tensors="pt")).logits
 ```
 
-One token is one base; lower case equals upper case; no token is added at the ends.
+{vocabulary.in_words}; lower case equals upper case; no token is added at the ends.
 {rows}
 ## Limits
 

@@ -1,5 +1,6 @@
 """A finished or running training run, as the commands that use its model see it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from dnascale.config import Config, DataConfig, parse
 from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.train.checkpoint import Checkpoint, require_newest
+from dnascale.vocab import CHARACTER, Vocabulary, vocabulary_from_json
 
 if TYPE_CHECKING:
     from transformers import ModernBertForMaskedLM
@@ -45,12 +47,24 @@ class Run:
             raise CheckpointError(f"{corpus.location} is not what {self.folder} was trained on (another fingerprint).")
         return corpus
 
+    def vocabulary(self) -> Vocabulary:
+        """What its tokens are. Raises DataError or CheckpointError when the file that says so is damaged or of another run."""
+        path = self.folder / "vocabulary.json"
+        try:
+            vocabulary = vocabulary_from_json(json.loads(path.read_bytes()), str(path))
+        except (FileNotFoundError, ValueError):
+            vocabulary = CHARACTER
+        if vocabulary.digest != self.checkpoint.identity.vocabulary:
+            raise CheckpointError(
+                f"{path} is missing or not that of {self.checkpoint.folder}: restore it from a copy of the run."
+            )
+        return vocabulary
+
     def model(self) -> "ModernBertForMaskedLM":
         """The trained Hugging Face model with its fp32 weights."""
         from dnascale.model.modernbert import build
-        from dnascale.vocab import CHARACTER
 
-        hf = build(self.config.model, CHARACTER)
+        hf = build(self.config.model, self.vocabulary())
         # The tied decoder weight is not stored a second time.
         missing, unexpected = hf.load_state_dict(self.checkpoint.weights(), strict=False)
         if unexpected or set(missing) - {"decoder.weight"}:

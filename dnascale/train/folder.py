@@ -53,7 +53,7 @@ def hold_run(run: Path) -> TextIO:
 
 
 def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> None:
-    """config.yaml once, and again under another name for what an allowed change replaces; environment.json each start."""
+    """config.yaml once, and again under another name for what an allowed change replaces; the rest each start."""
     described = environment() | {"data": corpus.location, "data_fingerprint": corpus.fingerprint}
     kept = as_recorded(config)
     path = run / "config.yaml"
@@ -62,6 +62,7 @@ def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> Non
             path.replace(run / f"config-until-step-{step:08d}.yaml")
         if not path.is_file():
             write_whole(path, to_yaml(kept).encode())
+        write_whole(run / "vocabulary.json", (json.dumps(corpus.vocabulary.to_json()) + "\n").encode())
         write_whole(run / "environment.json", (json.dumps(described, indent=1) + "\n").encode())
         (run / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:

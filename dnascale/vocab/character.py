@@ -88,6 +88,11 @@ class Vocabulary:
         """Whether the tokens of the other strand follow from these tokens alone."""
         return True
 
+    @property
+    def in_words(self) -> str:
+        """What a token is, for people."""
+        return "One token is one base"
+
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """How a token is stored, with the soft mask in its top bit: uint8 up to 128 tokens, else uint16 (little-endian)."""

@@ -51,6 +51,18 @@ class KmerVocabulary(Vocabulary):
     def views(self) -> int:
         return self.k if self.overlap else 1
 
+    @property
+    def in_words(self) -> str:
+        if self.overlap:
+            return (
+                f"A token is the {self.k}-mer that begins at a base, one for each base; where it would leave a run of A, C, G, T, the "
+                "letter of that base"
+            )
+        return (
+            f"Each run of A, C, G, T is cut from its start into tokens of {self.k} bases; what is left at its end, and other "
+            "letters, are single-letter tokens"
+        )
+
     def _content(self) -> Any:
         return {"tokens": self.tokens, **self._own_json()}
 

@@ -109,7 +109,7 @@ def result_of(scored: dict[str, list[list[float]]]) -> HeldOutLoss:
     every = [row for rows in scored.values() for row in rows]
     mean = np.mean(every, axis=0)
     by_base = {base: float(np.mean(rows, axis=0)[1]) for base, rows in scored.items()}
-    return HeldOutLoss(float(mean[0]), float(mean[1]), by_base, len(every))
+    return HeldOutLoss(float(mean[0]), float(mean[1]), by_base, len(every), len(every))
 
 
 def same(found: HeldOutLoss, expected: HeldOutLoss) -> None:
@@ -173,7 +173,7 @@ def test_the_sums_of_all_ranks_are_those_of_one_and_all_call_the_model_as_often(
 ) -> None:
     alone, _ = per_rank(reader, logits, 1, **options)
     shared, calls = per_rank(reader, logits, world, **options)
-    assert shared.shape == (3, 4)
+    assert shared.shape == (4, 4)
     assert shared.dtype == torch.float64
     torch.testing.assert_close(shared, alone, rtol=1e-6, atol=1e-6)
     assert torch.equal(shared[1:], alone[1:])  # hits and bases are counts
