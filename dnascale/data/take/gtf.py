@@ -46,7 +46,7 @@ class Gtf:
         if transcript.strand != strand:
             transcript.unfit = TRANS_SPLICED
         if columns[2] == b"stop_codon" and self.feature == "CDS":
-            transcript.stops.append((start, end))
+            transcript.stops.append((start, end, line))
         else:
             transcript.add(start, end, phase, line)
 

@@ -45,9 +45,9 @@ class Contig:
     """The regions of one sequence, in the order of their file.
 
     Region i has the parts `first[i]` to `first[i + 1]` (the last, to the end), in ascending order on the plus strand;
-    they are joined. `strands` holds indexes into `STRANDS`, `lines` the line of the file, from 1. A name may be empty:
-    then the interval is the name. `labels` holds what is known of each region beyond its place, or nothing at all.
-    `skipped` are the reasons for which regions of this sequence are not here.
+    they are joined. `lines` says of each part where it stands in the file, from 1; `strands` holds indexes into
+    `STRANDS`. A name may be empty: then the interval is the name. `labels` holds what is known of each region beyond its
+    place, or nothing at all. `skipped`: why regions of this sequence are not here; `noted`: what is odd about others.
     """
 
     starts: array[int] = field(default_factory=lambda: array("q"))
@@ -60,14 +60,14 @@ class Contig:
     skipped: list[str] = field(default_factory=list)
     noted: list[str] = field(default_factory=list)
 
-    def add(self, name: str, strand: int, parts: Sequence[tuple[int, int]], line: int) -> None:
-        """One more region. A name of `.` is none."""
+    def add(self, name: str, strand: int, parts: Iterable[tuple[int, int, int]]) -> None:
+        """One more region, of parts with start, end and line. A name of `.` is none."""
         self.first.append(len(self.starts))
-        for start, end in parts:
+        for start, end, line in parts:
             self.starts.append(start)
             self.ends.append(end)
+            self.lines.append(line)
         self.strands.append(strand)
-        self.lines.append(line)
         self.names.append("" if name == "." else name)
 
     def add_interval(self, name: str, strand: int, start: int, end: int, line: int) -> None:
@@ -126,10 +126,9 @@ def _check_ends(record: Record, contig: Contig, source: str) -> None:
     size = len(record.bases)
     if not contig.ends or max(contig.ends) <= size:
         return
-    part = int(np.argmax(np.frombuffer(contig.ends, dtype=np.int64) > size))
-    line = contig.lines[int(np.searchsorted(np.frombuffer(contig.first, dtype=np.int64), part, side="right")) - 1]
+    part = next(part for part, end in enumerate(contig.ends) if end > size)
     raise DataError(
-        f"{source}:{line}: the region {record.name}:{contig.starts[part]}-{contig.ends[part]} (from 0) ends beyond "
+        f"{source}:{contig.lines[part]}: the region {record.name}:{contig.starts[part]}-{contig.ends[part]} (from 0) ends beyond "
         f"{record.name}, which has {size:,} bases; are these coordinates of another assembly?"
     )
 

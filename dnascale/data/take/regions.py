@@ -75,7 +75,7 @@ class _Bed:
             if self.blocks:
                 parts = self.blocks_of(columns, start, end)
                 if parts:
-                    contig.add(name, strand, parts, self.line)
+                    contig.add(name, strand, [(a, b, self.line) for a, b in parts])
                 else:
                     contig.skipped.append("no coding part")
             else:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from dnascale.data.take.layout import STRANDS, Contig, make_unique
 from dnascale.errors import DataError
 
-Part = tuple[int, int]
+Part = tuple[int, int, int]  # start, end, line
 
 #: Features whose parts are joined by transcript. Of all others, each is a region of its own.
 JOINED = frozenset(
@@ -53,6 +53,12 @@ class Transcript:
         """The number of parts."""
         return len(self.parts) // _NUMBERS
 
+    def in_order(self) -> tuple[list[Part], list[int]]:
+        """The parts, ascending on the plus strand, and their phases."""
+        starts, ends, phases, lines = (self.parts[i::_NUMBERS] for i in range(_NUMBERS))
+        rows = sorted(zip(starts, ends, lines, phases, strict=True))
+        return [row[:3] for row in rows], [row[3] for row in rows]
+
 
 def lay_out(
     transcripts: Iterable[Transcript], path: str, coding: bool, circular: Mapping[str, int]
@@ -68,31 +74,29 @@ def lay_out(
     contigs: dict[str, Contig] = {}
     for transcript in transcripts:
         contig = contigs.setdefault(transcript.chrom, Contig())
-        parts = sorted(zip(*(transcript.parts[i::_NUMBERS] for i in range(_NUMBERS)), strict=True))
+        parts, phases = transcript.in_order()
         for one, other in pairwise(parts):
             if one[:2] == other[:2]:
                 raise DataError(
-                    f"{path}:{other[3]}: {transcript.name} has the part {one[0] + 1}-{one[1]} a second time (first in "
-                    f"line {one[3]}); remove one of the lines, or give the transcripts names of their own."
+                    f"{path}:{other[2]}: {transcript.name} has the part {one[0] + 1}-{one[1]} a second time (first in "
+                    f"line {one[2]}); remove one of the lines, or give the transcripts names of their own."
                 )
         if reason := _unfit(transcript, parts, coding, circular):
             contig.skipped.append(reason)
             continue
-        places = [(start, end) for start, end, _, _ in parts]
         if coding:
-            phases = [phase for _, _, phase, _ in parts]
-            contig.noted.extend(_doubts(places, phases, transcript.strand))
-            places = _in_frame(places, phases, transcript.strand, transcript.stops)
-            if not places:
+            contig.noted.extend(_doubts(parts, phases, transcript.strand))
+            parts = _in_frame(parts, phases, transcript.strand, transcript.stops)
+            if not parts:
                 contig.skipped.append("no whole codon")
                 continue
-        contig.add(transcript.name, transcript.strand, places, parts[0][3])
+        contig.add(transcript.name, transcript.strand, parts)
         contig.labels.append(transcript.labels)
     make_unique(contigs.values())
     return contigs
 
 
-def _unfit(transcript: Transcript, parts: list[tuple[int, ...]], coding: bool, circular: Mapping[str, int]) -> str:
+def _unfit(transcript: Transcript, parts: list[Part], coding: bool, circular: Mapping[str, int]) -> str:
     if transcript.unfit:
         return transcript.unfit
     if transcript.chrom in circular and parts[-1][1] > circular[transcript.chrom]:
@@ -109,35 +113,35 @@ def _in_frame(parts: list[Part], phases: list[int], strand: int, stops: list[Par
     parts = _joined(parts + [rest for stop in stops for rest in _beyond(stop, parts)])
     while surplus and parts:
         at = 0 if forward else -1
-        start, end = parts[at]
+        start, end, line = parts[at]
         away = min(surplus, end - start)
         surplus -= away
-        parts[at] = (start + away, end) if forward else (start, end - away)
-        if parts[at][0] == parts[at][1]:
+        parts[at] = (start + away, end, line) if forward else (start, end - away, line)
+        if away == end - start:
             del parts[at]
     return parts
 
 
 def _beyond(stop: Part, parts: list[Part]) -> list[Part]:
     """What of a stop codon is not in the coding parts already (files differ in that)."""
-    rests, begin = [], stop[0]
-    for start, end in parts:
-        if begin < min(start, stop[1]):
-            rests.append((begin, min(start, stop[1])))
+    rests, (begin, stop_end, line) = [], stop
+    for start, end, _ in parts:
+        if begin < min(start, stop_end):
+            rests.append((begin, min(start, stop_end), line))
         begin = max(begin, end)
-    if begin < stop[1]:
-        rests.append((begin, stop[1]))
+    if begin < stop_end:
+        rests.append((begin, stop_end, line))
     return rests
 
 
 def _joined(parts: list[Part]) -> list[Part]:
     """In order, parts that touch made one. Parts that overlap stay: the ribosome may step back."""
     result: list[Part] = []
-    for start, end in sorted(parts):
+    for start, end, line in sorted(parts):
         if result and result[-1][1] == start:
-            result[-1] = (result[-1][0], end)
+            result[-1] = (result[-1][0], end, result[-1][2])
         else:
-            result.append((start, end))
+            result.append((start, end, line))
     return result
 
 
@@ -149,7 +153,7 @@ def _doubts(parts: list[Part], phases: list[int], strand: int) -> list[str]:
     if STRANDS[strand] == "-":
         steps.reverse()
     expected = steps[0][1]
-    for (start, end), phase in steps:
+    for (start, end, _), phase in steps:
         if phase != expected:
             return ["transcripts whose phases do not follow from the lengths of their parts"]
         expected = (phase - (end - start)) % 3
