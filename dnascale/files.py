@@ -23,10 +23,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Everything is on disk before the one rename. Raises UsageError when `out` exists and is not empty or cannot be written,
     SpaceError when the disk is full or a file may not grow that large.
     """
-    if not out.name or out.name == "..":
-        raise UsageError(f"{out} has no name of its own: name a folder to make.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty: choose another folder, or remove it first.")
+    check_new_folder(out)
     work = out.with_name(f".{out.name}{_STAGING}{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -45,16 +42,29 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def hold(folder: Path) -> TextIO:
+def check_new_folder(out: Path) -> None:
+    """Raises UsageError when `out` has no name, or is there and not empty."""
+    if not out.name or out.name == "..":
+        raise UsageError(f"{out} has no name of its own: name a folder to make.")
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise explained(error, out) from error
+    if taken:
+        raise UsageError(f"{out} exists and is not empty: choose another folder, or remove it first.")
+
+
+def hold(folder: Path, name: str = "lock", shared: bool = False, wait: bool = False) -> TextIO:
     """Claims `folder` for this process until the returned file is closed or the process ends, however it ends.
 
-    Raises UsageError when another process holds it. Some network file systems do not pass locks between hosts.
+    `shared`: others may have it shared too. Raises UsageError when another process holds it, unless it is to `wait`. Some
+    network file systems do not pass locks between hosts.
     """
     import fcntl
 
-    file = (folder / ".lock").open("a+")
+    file = (folder / f".{name}").open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.seek(0)
         raise UsageError(
@@ -77,15 +87,15 @@ def write_whole(path: Path, content: bytes) -> None:
         work.unlink(missing_ok=True)
 
 
-def explained(error: OSError, path: Path) -> SpaceError | UsageError:
-    """What an OSError while writing `path` means to a user."""
+def explained(error: OSError, path: Path, kept: str = "Nothing was kept of it") -> SpaceError | UsageError:
+    """What an OSError while writing `path` means to a user. `kept`: what is left of it when the disk is full."""
     if no_space(error):
         near = next(folder for folder in (path, *path.parents) if folder.exists())
         limit = " and a file-size limit may be set (ulimit -f)" if error.errno == errno.EFBIG else ""
         free = shutil.disk_usage(near).free
         return SpaceError(
-            f"no space left to write {path}: {free:,} bytes are free{limit}. Nothing was kept of it; free space and run "
-            "the same command again."
+            f"no space left to write {path}: {free:,} bytes are free{limit}. {kept}; free space and run the "
+            "same command again."
         )
     return UsageError(f"{path} cannot be written: {error.strerror or error}.")
 

@@ -24,7 +24,7 @@ import numpy as np
 from isal import isal_zlib
 
 from dnascale import __version__
-from dnascale.data.prepare import SPLITS
+from dnascale.data.prepare.options import SPLITS
 from dnascale.data.shards import BLOCK_ROW, Dataset, Index, Shard, Split, load_dataset
 from dnascale.data.sources import resolve_all
 from dnascale.data.tars import Sample, in_one_piece, mapped_file, samples, shown, where_is

@@ -14,6 +14,48 @@ from dnascale.data.shards import BLOCK_ROW, BLOCK_TOKENS, SHARD_NAME, TAR_HEADER
 SHARD_BLOCKS = 128
 
 
+class TarShard:
+    """One shard of layout `blocks` that is being written at `path`: number `number` of its split."""
+
+    def __init__(self, path: Path, name: str, number: int) -> None:
+        self.name, self.number = name, number
+        self._file: Any = path.open("xb", buffering=0)
+        self._blocks: list[tuple[int, int, int]] = []  # offset, tokens, crc32
+        self._sha256, self._bytes = hashlib.sha256(), 0
+
+    @property
+    def blocks(self) -> int:
+        return len(self._blocks)
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends one block (tokens of whatever dtype). Only the last may be shorter than the others."""
+        header = tarfile.TarInfo(f"{self.number:06d}-{len(self._blocks):06d}.bin")
+        payload = np.ascontiguousarray(tokens).view(np.uint8)
+        header.size = len(payload)
+        self._put(header.tobuf(tarfile.USTAR_FORMAT))
+        self._blocks.append((self._bytes, len(tokens), isal_zlib.crc32(payload)))
+        self._put(payload.data)
+        self._put(bytes(-len(payload) % TAR_HEADER))
+
+    def finish(self, records: int = 0) -> Shard:
+        """Ends the tar, and closes the file."""
+        self._put(bytes(2 * TAR_HEADER))  # two zero blocks end a tar archive
+        self.close()
+        blocks = np.array(self._blocks, dtype=BLOCK_ROW)
+        return Shard(self.name, self._bytes, self._sha256.hexdigest(), int(blocks["tokens"].sum()), records, blocks)
+
+    def close(self) -> None:
+        """Lets go of the file, finished or not."""
+        self._file.close()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        while left:  # an unbuffered write may take less
+            left = left[self._file.write(left) :]
+        self._sha256.update(data)
+        self._bytes += len(data)
+
+
 @dataclass
 class ShardWriter:
     """Writes one split's token stream as shards of layout `blocks`."""
@@ -31,8 +73,7 @@ class ShardWriter:
                 f"block_tokens={self.block_tokens} must be a multiple of {TAR_HEADER}, so that no padding is needed"
             )
         (self.folder / self.split).mkdir(parents=True, exist_ok=True)
-        self._file: Any = None
-        self._blocks: list[tuple[int, int, int]] = []  # of the open shard: offset, tokens, crc32
+        self._shard: TarShard | None = None  # the open one
         self._block = np.empty(self.block_tokens, dtype=self.dtype)
         self._filled = 0
 
@@ -41,8 +82,8 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         """Lets go of an unfinished shard; `close` is what finishes it."""
-        if self._file:
-            self._file.close()
+        if self._shard:
+            self._shard.close()
 
     @property
     def names(self) -> str:
@@ -52,7 +93,7 @@ class ShardWriter:
     @property
     def position(self) -> tuple[int, int]:
         """(shard, token) where the next token goes."""
-        return len(self.shards), len(self._blocks) * self.block_tokens + self._filled
+        return len(self.shards), (self._shard.blocks if self._shard else 0) * self.block_tokens + self._filled
 
     @property
     def room(self) -> int:
@@ -74,7 +115,7 @@ class ShardWriter:
             if self._filled == self.block_tokens:
                 self._filled = 0
                 self._write_block(self._block)
-        if self._file and not self.room:
+        if self._shard and not self.room:
             self._close_shard()
 
     def close(self) -> list[Shard]:
@@ -82,7 +123,7 @@ class ShardWriter:
         if self._filled:
             last, self._filled = self._block[: self._filled], 0
             self._write_block(last)
-        if self._file:
+        if self._shard:
             self._close_shard()
         return self.shards
 
@@ -91,37 +132,12 @@ class ShardWriter:
         return Index.of(self.close(), self.names)
 
     def _write_block(self, tokens: np.ndarray) -> None:
-        if self._file is None:
-            self._file = (self.folder / (self.names % len(self.shards))).open("xb", buffering=0)
-            self._sha256, self._bytes = hashlib.sha256(), 0
-        header = tarfile.TarInfo(f"{len(self.shards):06d}-{len(self._blocks):06d}.bin")
-        payload = np.ascontiguousarray(tokens, dtype=self.dtype).view(np.uint8)
-        header.size = len(payload)
-        self._put(header.tobuf(tarfile.USTAR_FORMAT))
-        self._blocks.append((self._bytes, len(tokens), isal_zlib.crc32(payload)))
-        self._put(payload.data)
-        self._put(bytes(-len(payload) % TAR_HEADER))
-
-    def _put(self, data: bytes | memoryview) -> None:
-        left = memoryview(data)
-        while left:  # an unbuffered write may take less
-            left = left[self._file.write(left) :]
-        self._sha256.update(data)
-        self._bytes += len(data)
+        if self._shard is None:
+            name = self.names % len(self.shards)
+            self._shard = TarShard(self.folder / name, name, len(self.shards))
+        self._shard.write(tokens.astype(self.dtype, copy=False))
 
     def _close_shard(self) -> None:
-        self._put(bytes(2 * TAR_HEADER))  # two zero blocks end a tar archive
-        self._file.close()
-        self._file = None
-        blocks = np.array(self._blocks, dtype=BLOCK_ROW)
-        self.shards.append(
-            Shard(
-                self.names % len(self.shards),
-                self._bytes,
-                self._sha256.hexdigest(),
-                int(blocks["tokens"].sum()),
-                0,
-                blocks,
-            )
-        )
-        self._blocks = []
+        assert self._shard is not None
+        self.shards.append(self._shard.finish())
+        self._shard = None

@@ -1,0 +1,18 @@
+"""Sequences to shards. Used by `dnascale prepare`.
+
+    plan     which inputs, which options                                           plan.py, options.py
+    read     a task an input: records, cleaned and grouped, into sorted runs       read.py, runs.py
+    settle   once: the split of each group, the order, the place of every record   settle.py
+    write    a task an output shard: its stretch of the token stream, into a tar   write.py
+    finish   the index, dataset.json, one rename                                   finish.py
+
+Every task is a pure function of the plan and leaves a marker when it is done, in the work folder `OUT.preparing`: so it runs
+anywhere, in any order, and what was killed goes on from the markers (run.py, workers.py). The bytes of the data set depend on
+inputs and options alone.
+"""
+
+from dnascale.data.prepare.options import SPLITS, PrepareOptions
+from dnascale.data.prepare.run import prepare
+from dnascale.data.prepare.settle import split_of
+
+__all__ = ["SPLITS", "PrepareOptions", "prepare", "split_of"]

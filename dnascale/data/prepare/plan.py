@@ -1,0 +1,202 @@
+"""The plan: everything that the bytes of the data set depend on, and the folder in which it is carried out."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dnascale import __version__
+from dnascale.data.prepare.options import PrepareOptions
+from dnascale.data.shards import BLOCK_TOKENS
+from dnascale.data.sources import resolve_all
+from dnascale.data.writer import SHARD_BLOCKS
+from dnascale.errors import UsageError
+from dnascale.files import json_digest, write_whole
+from dnascale.vocab import CHARACTER, Vocabulary
+
+#: Changes whenever the files of the work folder do: what another version left is not used.
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Inputs in order, options and the layout of shards. Two equal plans give the same data set, to the byte."""
+
+    inputs: tuple[str, ...]
+    stamps: tuple[tuple[int, int], ...]  # of each input: bytes, and time of change in nanoseconds
+    options: PrepareOptions
+    block_tokens: int = BLOCK_TOKENS
+    shard_blocks: int = SHARD_BLOCKS
+
+    @classmethod
+    def of(
+        cls,
+        sources: Sequence[str],
+        options: PrepareOptions,
+        block_tokens: int = BLOCK_TOKENS,
+        shard_blocks: int = SHARD_BLOCKS,
+    ) -> "Plan":
+        """Finds the inputs. Raises DataError when one is missing or named twice."""
+        paths = [str(path) for path in resolve_all(sources)]
+        return cls(tuple(paths), tuple(map(stamp, paths)), options, block_tokens, shard_blocks)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return CHARACTER
+
+    @property
+    def shard_tokens(self) -> int:
+        return self.block_tokens * self.shard_blocks
+
+    @cached_property
+    def digest(self) -> str:
+        return json_digest(self.to_dict())
+
+    def read_digest(self, number: int) -> str:
+        """Of all that the result of one read task depends on. It names the task's folder."""
+        body = {
+            "layout": LAYOUT, "version": __version__, "input": self.inputs[number], "stamp": list(self.stamps[number]),
+            "options": self.options.of_reading(), "vocabulary": self.vocabulary.digest,
+        }  # fmt: skip
+        return json_digest(body)[:24]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "layout": LAYOUT,
+            "version": __version__,
+            "inputs": list(self.inputs),
+            "stamps": [list(stamp) for stamp in self.stamps],
+            "options": self.options.to_dict(),
+            "block_tokens": self.block_tokens,
+            "shard_blocks": self.shard_blocks,
+        }
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any]) -> "Plan":
+        return cls(
+            inputs=tuple(body["inputs"]),
+            stamps=tuple((size, changed) for size, changed in body["stamps"]),
+            options=PrepareOptions(**body["options"]),
+            block_tokens=body["block_tokens"],
+            shard_blocks=body["shard_blocks"],
+        )
+
+
+def stamp(location: str) -> tuple[int, int]:
+    """Size and time of change of an input. A file that has gone has neither."""
+    try:
+        status = os.stat(location)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work folder of a plan: where each task writes, and the marker that says that it is done."""
+
+    folder: Path
+    plan: Plan
+
+    @classmethod
+    def beside(cls, out: Path, plan: Plan) -> "Work":
+        return cls(out.with_name(f"{out.name}.preparing"), plan)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Work":
+        """As it was begun: for worker processes."""
+        return cls(folder, Plan.from_dict(json.loads((folder / "plan.json").read_bytes())))
+
+    def begin(self, alone: bool) -> str | None:
+        """Makes the folder, or goes on with what is there. Gives a sentence when that belongs to another plan.
+
+        What no longer fits is removed if this process is `alone` in the folder; if not, raises UsageError.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            found = json.loads((self.folder / "plan.json").read_bytes())
+        except (OSError, ValueError):
+            found = None
+        body = self.plan.to_dict()
+        said = None
+        if found is not None and found != body:
+            said = f"{self.folder} was begun with {_difference(found, body)}"
+            if not alone:
+                raise UsageError(f"{said}: give all parts of one run the same, or remove the folder to start anew.")
+        if found != body:
+            self._keep_only([self.read(number).name for number in range(len(self.plan.inputs))])
+            write_whole(self.folder / "plan.json", json.dumps(body, indent=1).encode())
+        return said and f"{said}: starting anew, but for inputs that are read in the same way."
+
+    def _keep_only(self, fitting: list[str]) -> None:
+        for path in [self.settled, self.shards, self.written]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.folder / "read").glob("*"):
+            if path.name not in fitting:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def settled(self) -> Path:
+        return self.folder / "settled"
+
+    @property
+    def shards(self) -> Path:
+        """What becomes the data set."""
+        return self.folder / "shards"
+
+    @property
+    def written(self) -> Path:
+        """Markers of the written shards."""
+        return self.folder / "written"
+
+    def read(self, number: int) -> Path:
+        """Folder of a read task."""
+        return self.folder / "read" / self.plan.read_digest(number)
+
+    @contextmanager
+    def reading(self, number: int) -> Iterator[Path]:
+        """A folder to write in, which becomes that of the read task when the block ends and goes when it fails."""
+        done = self.read(number)
+        staging = done.with_name(f"{done.name}.{os.getpid()}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            shutil.rmtree(done, ignore_errors=True)
+            staging.replace(done)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def is_read(self, number: int) -> bool:
+        try:
+            report = self.report(number)
+        except FileNotFoundError:
+            return False
+        return "skipped" not in report["source"] or self.plan.options.skip_bad_files
+
+    def report(self, number: int) -> dict[str, Any]:
+        """What a finished read task says of its input."""
+        body: dict[str, Any] = json.loads((self.read(number) / "done.json").read_bytes())
+        return body
+
+    def has_results(self) -> bool:
+        """Whether anything is there that a rerun would not have to do again."""
+        return any((self.folder / "read").glob("*/done.json"))
+
+
+def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
+    """What of another plan is not as in this one, in a few words."""
+    if found.get("version") != body["version"] or found.get("layout") != body["layout"]:
+        return f"dnascale {found.get('version')}"
+    if found["inputs"] != body["inputs"]:
+        return "other inputs"
+    if found["stamps"] != body["stamps"]:
+        changed = [i for i, pair in enumerate(zip(found["stamps"], body["stamps"], strict=True)) if pair[0] != pair[1]]
+        return f"another version of {body['inputs'][changed[0]]}"
+    options = [name for name, value in body["options"].items() if found["options"].get(name) != value]
+    return "other options (" + ", ".join(f"--{name.replace('_', '-')}" for name in options) + ")"

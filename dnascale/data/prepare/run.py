@@ -1,0 +1,143 @@
+"""Carrying out a plan: whatever is open, stage by stage, here or in worker processes, alone or as one of several ranks."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnascale.data.prepare.finish import finish
+from dnascale.data.prepare.options import PrepareOptions
+from dnascale.data.prepare.plan import Plan, Work
+from dnascale.data.prepare.settle import Settled, load_settled, settle
+from dnascale.data.prepare.tasks import Progress, Task, read_tasks, write_tasks
+from dnascale.data.prepare.workers import carry_out
+from dnascale.data.shards import BLOCK_TOKENS, Dataset, load_dataset
+from dnascale.data.writer import SHARD_BLOCKS
+from dnascale.errors import DataError, UsageError
+from dnascale.files import check_new_folder, explained, hold
+
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work: `workers` processes here, as rank `rank` of `world` that share the tasks."""
+
+    workers: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"--workers {self.workers} must be at least 1.")
+        if not 0 <= self.rank < self.world:
+            raise UsageError(f"--rank {self.rank} must be from 0 to {self.world - 1}, below --world {self.world}.")
+
+    def share(self, tasks: Sequence[Task]) -> list[Task]:
+        return [task for number, task in enumerate(tasks) if number % self.world == self.rank]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What is left for other ranks."""
+
+    stage: str
+    open: int
+    of: int
+
+    def __str__(self) -> str:
+        what = "inputs are not read" if self.stage == "reading" else "shards are not written"
+        return f"this rank's share of {self.stage} is done; {self.open} of {self.of} {what} yet, by other ranks"
+
+
+def prepare(
+    sources: Sequence[str],
+    out: Path,
+    options: PrepareOptions,
+    workers: int = 1,
+    progress: Progress | None = None,
+    block_tokens: int = BLOCK_TOKENS,
+    shard_blocks: int = SHARD_BLOCKS,
+) -> Dataset:
+    """Reads `sources` and writes the data set folder `out`, going on from what an earlier call that was stopped has left.
+
+    Raises DataError (input), UsageError (options, `out` not empty), SpaceError (disk full) and PeerError (a worker was
+    killed); in each case nothing is left at `out`, and what is worth keeping is in `out`.preparing.
+    """
+    out = Path(out)
+    check_new_folder(out)
+    plan = Plan.of(sources, options, block_tokens, shard_blocks)
+    done = carry_out_plan(plan, out, Crew(workers), progress or Progress())
+    assert isinstance(done, Dataset)
+    return done
+
+
+def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
+    """Does this crew's share of what is open, and finishes the data set when nothing is open any more.
+
+    Of several ranks, one that comes when `out` is whole already has nothing to do.
+    """
+    if crew.world > 1 and (out / "dataset.json").exists():
+        return load_dataset(out)
+    check_new_folder(out)
+    work = Work.beside(out, plan)
+    try:
+        with _claimed(work, crew):
+            if sentence := work.begin(alone=crew.world == 1):
+                progress.note(sentence)
+            return _carry_out(work, out, crew, progress)
+    except OSError as error:
+        raise explained(error, out, f"What is done is kept in {work.folder}") from error
+
+
+def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
+    reading = read_tasks(work)
+    sizes = [size for size, _ in work.plan.stamps]
+    if left := _stage(work, crew, sorted(reading, key=lambda task: -sizes[task.number]), None, progress):
+        return left
+    settled = _settled(work)
+    bases = sum(sums["tokens"] for sums in settled.splits.values())
+    if left := _stage(work, crew, write_tasks(work, settled), bases, progress):
+        return left
+    with hold(work.folder, "finish", wait=True):
+        if (out / "dataset.json").exists():
+            return load_dataset(out)
+        return finish(work, settled, out)
+
+
+def _stage(work: Work, crew: Crew, tasks: list[Task], bases: int | None, progress: Progress) -> Unfinished | None:
+    """Does what is open of this crew's share of a stage's tasks. Gives what others have left open."""
+    mine = [task for task in crew.share(tasks) if not task.is_done(work)]
+    progress.begin(tasks[0].stage, len(tasks), len(mine), bases)
+    if failures := carry_out(work, mine, crew.workers, progress):
+        raise _problems(failures, work)
+    left = sum(not task.is_done(work) for task in tasks) if crew.world > 1 else 0
+    return Unfinished(tasks[0].stage, left, len(tasks)) if left else None
+
+
+def _settled(work: Work) -> Settled:
+    """One process of all settles; the others wait for it and read what it has written."""
+    with hold(work.folder, "settle", wait=True):
+        return load_settled(work) or settle(work)
+
+
+def _problems(failures: dict[Task, str], work: Work) -> DataError:
+    """One error for all unusable inputs."""
+    texts = [failures[task] for task in sorted(failures, key=lambda task: task.number)]
+    if len(texts) == 1:
+        return DataError(texts[0])
+    lines = [f"  {text}" for text in texts[:_SHOWN_PROBLEMS]]
+    return DataError("\n".join([f"{len(texts)} of {len(work.plan.inputs)} inputs are unusable:", *lines]))
+
+
+@contextmanager
+def _claimed(work: Work, crew: Crew) -> Iterator[None]:
+    """The work folder, for one run on its own or for the ranks of one run. Nothing is left of it without a result."""
+    work.folder.mkdir(parents=True, exist_ok=True)
+    with hold(work.folder, shared=crew.world > 1):
+        try:
+            yield
+        finally:
+            if crew.world == 1 and not work.has_results():
+                shutil.rmtree(work.folder, ignore_errors=True)

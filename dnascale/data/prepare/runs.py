@@ -1,0 +1,193 @@
+"""Records between reading and writing: sorted runs on disk, so that memory does not grow with their number.
+
+A read task collects records until their tokens or their number reach a limit, sorts them by key and appends them: to `tokens.bin`
+the tokens (each record followed by a separator), to `texts.bin` the names, to `rows.bin` a row of fixed size each. Since the key is
+the place in the shuffled order, what a shard needs of a run lies in one piece. Long records go to `tokens.bin` at once.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: A record of a run. Offsets and lengths of tokens count the separator, and are in tokens.
+ROW = np.dtype(
+    [
+        ("key", "<u8"),  # place in the shuffled order
+        ("group", "<u8"),  # hash of the group's name
+        ("ordinal", "<u8"),  # number of the record in its input
+        ("token", "<u8"),  # offset in tokens.bin
+        ("tokens", "<u8"),
+        ("bases", "<u8"),
+        ("start", "<u8"),  # of a part: offset in the record it was cut from, in bases
+        ("text", "<u8"),  # offset in texts.bin, of the name and then the group
+        ("name", "<u4"),  # length of the name in bytes
+        ("label", "<u4"),  # length of the group's name in bytes
+    ]
+)
+_FIELDS = 9  # of 8 bytes
+
+RUN_ROWS = 1 << 18
+RUN_BYTES = 1 << 25
+_LONG = 1 << 63  # marks, in a row that is not yet sorted, a record that is in tokens.bin already
+
+
+class RunWriter:
+    """Collects records, and writes them in sorted runs into `folder`."""
+
+    def __init__(self, folder: Path, separator: bytes, run_rows: int = RUN_ROWS, run_bytes: int = RUN_BYTES) -> None:
+        self._separator, self._width = separator, len(separator)  # one token, and its bytes
+        self._run_rows, self._run_bytes = run_rows, run_bytes
+        self._tokens_file = (folder / "tokens.bin").open("wb", buffering=0)
+        self._texts_file = (folder / "texts.bin").open("wb", buffering=0)
+        self._rows_file = (folder / "rows.bin").open("wb", buffering=0)
+        self._rows = array("Q")
+        self._tokens, self._texts = bytearray(), bytearray()
+        self._tokens_written = self._texts_written = 0  # in bytes
+        self.runs: list[int] = []  # records of each
+        self.records = 0
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tokens_file.close()
+        self._texts_file.close()
+        self._rows_file.close()
+
+    def add(self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, tokens: bytes) -> None:
+        """A record whose tokens are at hand."""
+        self._row(key, group, name, label, start, bases, len(self._tokens) // self._width, len(tokens) // self._width)
+        self._tokens += tokens
+        self._tokens += self._separator
+        if len(self._tokens) >= self._run_bytes or len(self._rows) >= self._run_rows * _FIELDS:
+            self.flush()
+
+    def add_long(
+        self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, pieces: Iterable[Any]
+    ) -> None:
+        """A record whose tokens come in pieces (buffers), which are written as they come."""
+        at = self._tokens_written
+        for piece in pieces:
+            self._tokens_written += put(self._tokens_file, piece)
+        count = (self._tokens_written - at) // self._width
+        self._tokens_written += put(self._tokens_file, self._separator)
+        self._row(key, group, name, label, start, bases, _LONG | at // self._width, count)
+        if len(self._rows) >= self._run_rows * _FIELDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sorts what is at hand by key, and writes it as a run."""
+        rows = np.frombuffer(self._rows, dtype="<u8").view(ROW)
+        if not len(rows):
+            return
+        rows = rows[np.argsort(rows["key"], kind="stable")]
+        width, counts = self._width, rows["tokens"].astype(np.int64)
+        short = (rows["token"] & np.uint64(_LONG)) == 0
+        tokens = gather(self._tokens, rows["token"][short].astype(np.int64) * width, counts[short] * width)
+        begins = self._tokens_written // width + np.cumsum(counts * short) - counts
+        rows["token"] = np.where(short, begins.astype(np.uint64), rows["token"] & np.uint64(_LONG - 1))
+        lengths = rows["name"].astype(np.int64) + rows["label"]
+        texts = gather(self._texts, rows["text"].astype(np.int64), lengths)
+        rows["text"] = self._texts_written + np.cumsum(lengths) - lengths
+        self._tokens_written += put(self._tokens_file, tokens)
+        self._texts_written += put(self._texts_file, texts)
+        put(self._rows_file, rows)
+        self.runs.append(len(rows))
+        self._rows, self._tokens, self._texts = array("Q"), bytearray(), bytearray()
+
+    @property
+    def bytes_written(self) -> int:
+        return self._tokens_written
+
+    def _row(
+        self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, token: int, tokens: int
+    ) -> None:
+        self._rows.extend(
+            (key, group, self.records, token, tokens + 1, bases, start, len(self._texts), len(name) | len(label) << 32)
+        )
+        self._texts += name
+        self._texts += label
+        self.records += 1
+
+
+def gather(data: bytes | bytearray | memoryview, starts: np.ndarray, lengths: np.ndarray) -> bytearray:
+    """The stretches of `data` (starts and lengths int64 [n], in bytes), one after the other."""
+    if len(starts) == 0 or bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):
+        begin = int(starts[0]) if len(starts) else 0
+        return bytearray(memoryview(data)[begin : begin + int(lengths.sum())])
+    ends = np.cumsum(lengths)
+    out = bytearray(int(ends[-1]))
+    source, target = memoryview(data), memoryview(out)
+    for begin, end, at, length in zip(
+        (ends - lengths).tolist(), ends.tolist(), starts.tolist(), lengths.tolist(), strict=True
+    ):
+        target[begin:end] = source[at : at + length]
+    return out
+
+
+class Runs:
+    """All runs of several read tasks, in the order of their keys, by ranges of about `most` records."""
+
+    def __init__(self, folders: Sequence[Path], lengths: Sequence[Sequence[int]], most: int = RUN_ROWS) -> None:
+        """`lengths`: of each folder the numbers of records of its runs."""
+        self._folders = folders
+        self.records = sum(map(sum, lengths))
+        self.ranges = -(-self.records // most) or 1
+        edges = np.array([(i << 64) // self.ranges for i in range(1, self.ranges)], dtype=np.uint64)
+        self._bounds = [self._bounds_of(folder, counts, edges) for folder, counts in zip(folders, lengths, strict=True)]
+
+    @staticmethod
+    def _bounds_of(folder: Path, lengths: Sequence[int], edges: np.ndarray) -> np.ndarray:
+        """int64 [runs, ranges + 1]: rows of the file at which each range begins and the last ends."""
+        bounds, at = np.zeros((len(lengths), len(edges) + 2), dtype=np.int64), 0
+        for run, length in enumerate(lengths):
+            rows = np.fromfile(folder / "rows.bin", dtype=ROW, count=length, offset=at * ROW.itemsize)
+            bounds[run] = [at, *(at + np.searchsorted(rows["key"], edges)), at + length]
+            at += length
+        return bounds
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray, bytearray]:
+        """Of range `number`: rows [n] in the shuffled order, the input of each (int64 [n]), and their texts in a row.
+
+        Records with equal keys (one name in several inputs) stay in the order of the inputs.
+        """
+        parts, sources, texts = [np.zeros(0, dtype=ROW)], [np.zeros(0, dtype=np.int64)], bytearray()
+        for source, (folder, bounds) in enumerate(zip(self._folders, self._bounds, strict=True)):
+            for begin, end in bounds[:, number : number + 2].tolist():
+                if begin == end:
+                    continue
+                part = np.fromfile(folder / "rows.bin", dtype=ROW, count=end - begin, offset=begin * ROW.itemsize)
+                text = _read_texts(folder, part)
+                part["text"] += np.uint64(len(texts)) - part["text"][0]
+                texts += text
+                parts.append(part)
+                sources.append(np.full(len(part), source))
+        rows, source_of = np.concatenate(parts), np.concatenate(sources)
+        order = np.lexsort((rows["ordinal"], source_of, rows["key"]))
+        return rows[order], source_of[order], texts
+
+
+def _read_texts(folder: Path, rows: np.ndarray) -> bytes:
+    """Of rows that follow each other in a run."""
+    begin = int(rows["text"][0])
+    end = int(rows["text"][-1]) + int(rows["name"][-1]) + int(rows["label"][-1])
+    with (folder / "texts.bin").open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
+
+
+def texts_of(rows: np.ndarray, texts: bytes | bytearray) -> bytearray:
+    """The names and groups of rows (with offsets into `texts`), one after the other."""
+    return gather(texts, rows["text"].astype(np.int64), rows["name"].astype(np.int64) + rows["label"])
+
+
+def put(file: Any, data: Any) -> int:
+    """Writes bytes or an array [n] to an unbuffered file, which may take less at a time. Gives the number of bytes."""
+    left = memoryview(data.view(np.uint8) if isinstance(data, np.ndarray) else data)
+    size = len(left)
+    while left:
+        left = left[file.write(left) :]
+    return size

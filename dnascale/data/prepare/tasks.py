@@ -1,0 +1,67 @@
+"""The tasks of a plan: what is open, and doing one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from dnascale.data.prepare.plan import Work
+from dnascale.data.prepare.read import leave_out, read_input
+from dnascale.data.prepare.settle import Settled
+from dnascale.data.prepare.write import is_written, write_shard
+from dnascale.errors import DataError
+
+Stage = Literal["reading", "writing"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Reading input `number`, or writing shard `number` of `split`."""
+
+    stage: Stage
+    number: int
+    split: str = ""
+
+    def is_done(self, work: Work) -> bool:
+        return is_written(work, self.split, self.number) if self.split else work.is_read(self.number)
+
+    def perform(self, work: Work, advance: Callable[[int], None]) -> None:
+        """Raises DataError when the input is unusable, unless such inputs are to be left out."""
+        if self.split:
+            write_shard(work, self.split, self.number, advance)
+            return
+        try:
+            read_input(work, self.number, advance)
+        except DataError as error:
+            if not work.plan.options.skip_bad_files:
+                raise
+            leave_out(work, self.number, str(error))
+
+    def describe(self, work: Work) -> str:
+        """For messages."""
+        if self.split:
+            return f"writing shard {self.number} of {self.split}"
+        return f"reading {work.plan.inputs[self.number]}"
+
+
+def read_tasks(work: Work) -> list[Task]:
+    return [Task("reading", number) for number in range(len(work.plan.inputs))]
+
+
+def write_tasks(work: Work, settled: Settled) -> list[Task]:
+    return [Task("writing", number, split) for split, number in settled.shards(work.plan.shard_tokens)]
+
+
+class Progress:
+    """What is told about a run while it goes on. This one keeps it to itself; the command line shows it."""
+
+    def begin(self, stage: Stage, tasks: int, share: int, bases: int | None) -> None:
+        """A stage begins: of its tasks `share` are to be done here, with so many `bases` if that is known."""
+
+    def advance(self, bases: int) -> None:
+        """So many more bases were read or written."""
+
+    def finish(self, task: Task, peak_bytes: int) -> None:
+        """A task is done; the process that did it has had at most so much memory."""
+
+    def note(self, sentence: str) -> None:
+        """Something a user should know."""

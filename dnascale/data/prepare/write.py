@@ -1,0 +1,182 @@
+"""Stage 2: one output shard, gathered from the runs. A pure function of what was settled and the number of the shard."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnascale.data.prepare.plan import Work
+from dnascale.data.prepare.settle import PLACED
+from dnascale.data.prepare.sidecar import Stretches, write_sidecar
+from dnascale.data.shards import SHARD_NAME
+from dnascale.data.writer import TarShard
+from dnascale.files import sync, write_whole
+from dnascale.vocab import SOFT_MASK_BIT
+
+Advance = Callable[[int], None]
+
+#: Records whose places are looked up at a time.
+_ROWS = 1 << 20
+#: Stretches of a file with smaller gaps between them are read in one piece, of at most so many bytes.
+_GAP, _WINDOW = 1 << 14, 1 << 22
+
+
+def marker(work: Work, split: str, number: int) -> Path:
+    return work.written / f"{split}-{number:06d}.json"
+
+
+def is_written(work: Work, split: str, number: int) -> bool:
+    return marker(work, split, number).exists()
+
+
+def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
+    """Writes shard `number` of a split, its sidecar and its marker. `advance` is called with tokens as they are written."""
+    plan = work.plan
+    placed = Placed(work.settled, split)
+    begin = number * plan.shard_tokens
+    end = min(begin + plan.shard_tokens, placed.tokens)
+    (work.shards / split).mkdir(parents=True, exist_ok=True)
+    work.written.mkdir(exist_ok=True)
+    name = f"{split}/{SHARD_NAME % number}"
+    path = work.shards / name
+    mine = path.with_suffix(f".tar.{os.getpid()}")
+    mine.unlink(missing_ok=True)
+
+    tokens = np.empty(end - begin, dtype=np.uint8)
+    for rows, places in placed.between(begin, end):
+        _fill(tokens, rows, places - begin, [work.read(source) for source in range(len(plan.inputs))])
+    counts, edges = np.zeros(256, dtype=np.int64), _Edges()
+    tar = TarShard(mine, name, number)
+    try:
+        with ThreadPoolExecutor(1) as helper:  # hashing and writing leave the interpreter to the counting
+            pending: list[Future[None]] = []
+            for at in range(0, len(tokens), plan.block_tokens):
+                block = tokens[at : at + plan.block_tokens]
+                edges.add(block >= SOFT_MASK_BIT)
+                plain = block & np.uint8(SOFT_MASK_BIT - 1)
+                counts += count(plain, plan.vocabulary.sep)
+                pending.append(helper.submit(tar.write, block if plan.options.soft_mask else plain))
+                if len(pending) > 8:
+                    pending.pop(0).result()
+                advance(len(block))
+            for write in pending:
+                write.result()
+        del tokens
+        stretches = Stretches(placed.between(begin, end), begin, end, edges.finish())
+        sidecar = mine.with_suffix(".records.parquet")
+        records = write_sidecar(sidecar, stretches, work.settled / f"{split}.texts")
+        shard = tar.finish(records)
+    finally:
+        tar.close()
+    for file, final in ((sidecar, path.with_suffix(".records.parquet")), (mine, path)):
+        sync(file)
+        file.replace(final)
+    body = {
+        "bytes": shard.bytes, "sha256": shard.sha256, "records": shard.records, "blocks": shard.blocks.tolist(),
+        "counts": {str(i): int(counts[i]) for i in np.flatnonzero(counts)}, "soft_masked": edges.masked,
+    }  # fmt: skip
+    write_whole(marker(work, split, number), json.dumps(body).encode())
+
+
+class Placed:
+    """The placed records of a split: PLACED [n], and the place in the split's stream of the first token of each."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._rows = np.memmap(folder / f"{split}.rows", dtype=PLACED, mode="r")
+        self._places = np.memmap(folder / f"{split}.places", dtype="<u8", mode="r")
+        self.tokens = int(self._places[-1]) + int(self._rows["tokens"][-1])
+
+    def between(self, begin: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The records with tokens in [begin, end) of the stream, in order, and their places (int64), some at a time."""
+        first = int(np.searchsorted(self._places, np.uint64(begin), side="right")) - 1
+        last = int(np.searchsorted(self._places, np.uint64(end), side="left"))
+        for at in range(first, last, _ROWS):
+            until = min(at + _ROWS, last)
+            yield np.array(self._rows[at:until]), self._places[at:until].astype(np.int64)
+
+
+def _fill(out: np.ndarray, rows: np.ndarray, places: np.ndarray, folders: list[Path]) -> None:
+    """Copies the tokens of rows to their places in `out`, as far as they lie in it."""
+    order = np.lexsort((rows["token"], rows["source"]))
+    rows, places = rows[order], places[order]
+    before = np.maximum(-places, 0)
+    targets = places + before
+    starts = rows["token"].astype(np.int64) + before
+    lengths = np.minimum(rows["tokens"].astype(np.int64) - before, len(out) - targets)
+    bounds = np.flatnonzero(np.diff(rows["source"], prepend=-1, append=-1))
+    for low, high in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        path = folders[int(rows["source"][low])] / "tokens.bin"
+        _fill_from(path, memoryview(out), targets[low:high], starts[low:high], lengths[low:high])
+
+
+def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """The same from one file, whose stretches ascend. What lies close together is read in one piece."""
+    ends = starts + lengths
+    apart = np.flatnonzero((starts[1:] - ends[:-1] > _GAP) | (starts[1:] // _WINDOW != starts[:-1] // _WINDOW)) + 1
+    cuts = [0, *apart.tolist(), len(starts)]
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        for low, high in zip(cuts, cuts[1:], strict=False):
+            begin, size = int(starts[low]), int(ends[high - 1] - starts[low])
+            if high - low == 1:  # straight to its place
+                _read_into(handle, out[int(targets[low]) : int(targets[low]) + size], begin)
+                continue
+            window = memoryview(bytearray(size))
+            _read_into(handle, window, begin)
+            stretches = zip(
+                targets[low:high].tolist(), (starts[low:high] - begin).tolist(), lengths[low:high].tolist(), strict=True
+            )
+            for target, start, length in stretches:
+                out[target : target + length] = window[start : start + length]
+    finally:
+        os.close(handle)
+
+
+def _read_into(handle: int, target: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(target):
+        got = os.preadv(handle, [target[done : done + (1 << 24)]], offset + done)
+        if not got:
+            raise OSError("a file of the work folder is shorter than it was")
+        done += got
+
+
+class _Edges:
+    """Where lower case begins and ends in a shard, block by block."""
+
+    def __init__(self) -> None:
+        self._found: list[np.ndarray] = []
+        self._at, self._inside = 0, False
+        self.masked = 0
+
+    def add(self, mask: np.ndarray) -> None:
+        """`mask`: bool [n], of the next n tokens."""
+        edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+        if mask[0] != self._inside:
+            edges = np.concatenate([[0], edges])
+        self._found.append((edges + self._at).astype(np.uint32))
+        self._at += len(mask)
+        self._inside = bool(mask[-1])
+        self.masked += int(np.count_nonzero(mask))
+
+    def finish(self) -> np.ndarray:
+        """uint32 [2 k]: offsets in the shard, begin and end alternating."""
+        if self._inside:
+            self._found.append(np.array([self._at], dtype=np.uint32))
+        return np.concatenate(self._found)
+
+
+def count(tokens: np.ndarray, separator: int) -> np.ndarray:
+    """int64 [256]: how often each id is in tokens (uint8 [n]). Bases and separators, nearly all there is, the fast way."""
+    counts = np.zeros(256, dtype=np.int64)
+    left = len(tokens)
+    for token in (0, 1, 2, 3, separator, 4):
+        if not left:
+            return counts
+        counts[token] = np.count_nonzero(tokens == token)
+        left -= int(counts[token])
+    return np.bincount(tokens, minlength=256) if left else counts
