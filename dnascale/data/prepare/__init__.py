@@ -7,12 +7,13 @@
     finish   the index, dataset.json, one rename                                   finish.py
 
 Every task is a pure function of the plan and leaves a marker when it is done, in the work folder `OUT.preparing`: so it runs
-anywhere, in any order, and what was killed goes on from the markers (run.py, workers.py). The bytes of the data set depend on
+anywhere, in any order, and what was killed goes on from the markers (run.py, pool.py). The bytes of the data set depend on
 inputs and options alone.
 """
 
 from dnascale.data.prepare.options import SPLITS, PrepareOptions
-from dnascale.data.prepare.run import prepare
+from dnascale.data.prepare.plan import Plan
+from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan, prepare
 from dnascale.data.prepare.settle import split_of
 
-__all__ = ["SPLITS", "PrepareOptions", "prepare", "split_of"]
+__all__ = ["SPLITS", "Crew", "Plan", "PrepareOptions", "Unfinished", "carry_out_plan", "prepare", "split_of"]

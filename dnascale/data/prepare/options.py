@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dnascale.data.sources import ReadOptions
 from dnascale.errors import UsageError
 
 SPLITS = ("train", "valid", "test")
@@ -35,6 +36,10 @@ class PrepareOptions:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def of_sources(self) -> ReadOptions:
+        """Those of the readers."""
+        return ReadOptions()
 
     def of_reading(self) -> dict[str, Any]:
         """Those that decide what a read task writes: with others the same, its result is used again."""

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from dnascale import __version__
 from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.shards import BLOCK_TOKENS
-from dnascale.data.sources import resolve_all
+from dnascale.data.sources import Input, find
 from dnascale.data.writer import SHARD_BLOCKS
 from dnascale.errors import UsageError
 from dnascale.files import json_digest, write_whole
@@ -27,7 +27,7 @@ LAYOUT = 1
 class Plan:
     """Inputs in order, options and the layout of shards. Two equal plans give the same data set, to the byte."""
 
-    inputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
     stamps: tuple[tuple[int, int], ...]  # of each input: bytes, and time of change in nanoseconds
     options: PrepareOptions
     block_tokens: int = BLOCK_TOKENS
@@ -42,10 +42,10 @@ class Plan:
         shard_blocks: int = SHARD_BLOCKS,
     ) -> "Plan":
         """Finds the inputs. Raises DataError when one is missing or named twice."""
-        paths = [str(path) for path in resolve_all(sources)]
-        return cls(tuple(paths), tuple(map(stamp, paths)), options, block_tokens, shard_blocks)
+        inputs = tuple(find(sources))
+        return cls(inputs, tuple(map(stamp, inputs)), options, block_tokens, shard_blocks)
 
-    @property
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         return CHARACTER
 
@@ -60,7 +60,7 @@ class Plan:
     def read_digest(self, number: int) -> str:
         """Of all that the result of one read task depends on. It names the task's folder."""
         body = {
-            "layout": LAYOUT, "version": __version__, "input": self.inputs[number], "stamp": list(self.stamps[number]),
+            "layout": LAYOUT, "version": __version__, "input": asdict(self.inputs[number]), "stamp": list(self.stamps[number]),
             "options": self.options.of_reading(), "vocabulary": self.vocabulary.digest,
         }  # fmt: skip
         return json_digest(body)[:24]
@@ -69,7 +69,7 @@ class Plan:
         return {
             "layout": LAYOUT,
             "version": __version__,
-            "inputs": list(self.inputs),
+            "inputs": [asdict(input) for input in self.inputs],
             "stamps": [list(stamp) for stamp in self.stamps],
             "options": self.options.to_dict(),
             "block_tokens": self.block_tokens,
@@ -79,7 +79,7 @@ class Plan:
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> "Plan":
         return cls(
-            inputs=tuple(body["inputs"]),
+            inputs=tuple(Input(**input) for input in body["inputs"]),
             stamps=tuple((size, changed) for size, changed in body["stamps"]),
             options=PrepareOptions(**body["options"]),
             block_tokens=body["block_tokens"],
@@ -87,12 +87,12 @@ class Plan:
         )
 
 
-def stamp(location: str) -> tuple[int, int]:
-    """Size and time of change of an input. A file that has gone has neither."""
+def stamp(input: Input) -> tuple[int, int]:
+    """Size and time of change of an input that is a file; else its size, if that is known."""
     try:
-        status = os.stat(location)
+        status = os.stat(input.location)
     except OSError:
-        return -1, -1
+        return input.bytes or 0, 0
     return status.st_size, status.st_mtime_ns
 
 
@@ -197,6 +197,6 @@ def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
         return "other inputs"
     if found["stamps"] != body["stamps"]:
         changed = [i for i, pair in enumerate(zip(found["stamps"], body["stamps"], strict=True)) if pair[0] != pair[1]]
-        return f"another version of {body['inputs'][changed[0]]}"
+        return f"another version of {body['inputs'][changed[0]]['name']}"
     options = [name for name, value in body["options"].items() if found["options"].get(name) != value]
     return "other options (" + ", ".join(f"--{name.replace('_', '-')}" for name in options) + ")"

@@ -5,19 +5,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dnascale.data.prepare.options import PrepareOptions
+import numpy as np
+
 from dnascale.data.prepare.plan import Plan, Work, stamp
 from dnascale.data.prepare.runs import RunWriter
-from dnascale.data.sources import ReadReport, Record, group_of, read_fasta
+from dnascale.data.sources import Input, ReadReport, Record, group_of, read
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
 from dnascale.files import write_whole
-from dnascale.vocab import Vocabulary
 
 Advance = Callable[[int], None]
 
@@ -28,43 +27,25 @@ LONG_BASES = 1 << 20
 def read_input(work: Work, number: int, advance: Advance) -> None:
     """Reads input `number` of the plan into its folder of the work folder. `advance` is called with bases as they are read.
 
-    Raises DataError when the input is unusable or changes meanwhile.
+    Raises DataError when the input is unusable, or is not what it was when the plan was made.
     """
+    input = work.plan.inputs[number]
+    reader = _Reader(work.plan, input, advance)
     with work.reading(number) as folder:
-        body = _read(work.plan, number, folder, advance)
-        write_whole(folder / "done.json", json.dumps(body).encode())
-
-
-def _read(plan: Plan, number: int, folder: Path, advance: Advance) -> dict[str, Any]:
-    location = Path(plan.inputs[number])
-    reader = _Reader(plan.options, plan.vocabulary, location, advance)
-    with ThreadPoolExecutor(1) as helper:  # hashing leaves the interpreter to the reader
-        digest = helper.submit(_file_digest, location)
-        with RunWriter(folder, bytes([plan.vocabulary.sep])) as runs:
-            for record in read_fasta(location, reader.report):
+        with RunWriter(folder, reader.separator) as runs:
+            for record in read(input, work.plan.options.of_sources(), reader.report):
                 reader.take(record, runs)
             runs.flush()
-        sha256 = digest.result()
-    if stamp(str(location)) != plan.stamps[number]:
-        raise DataError(f"{location} changed while it was read: prepare again when nothing writes to it.")
-    return reader.describe() | {
-        "source": reader.source(plan.stamps[number][0], sha256),
-        "runs": runs.runs,
-        "records": runs.records,
-        "bytes": runs.bytes_written,
-    }
+        if stamp(input) != work.plan.stamps[number]:
+            raise DataError(f"{input.name} changed while it was read: prepare again when nothing writes to it.")
+        body = reader.describe() | {"runs": runs.runs, "bytes": runs.bytes_written}
+        write_whole(folder / "done.json", json.dumps(body).encode())
 
 
 def leave_out(work: Work, number: int, why: str) -> None:
     """Notes that input `number` is unusable and left out, in place of what reading it would give."""
-    location = Path(work.plan.inputs[number])
-    reader = _Reader(work.plan.options, work.plan.vocabulary, location, lambda _: None)
-    body = reader.describe() | {
-        "source": reader.source(work.plan.stamps[number][0], None) | {"skipped": why},
-        "runs": [],
-        "records": 0,
-        "bytes": 0,
-    }
+    body = _Reader(work.plan, work.plan.inputs[number], lambda _: None).describe() | {"runs": [], "bytes": 0}
+    body["source"] |= {"bytes": work.plan.stamps[number][0], "skipped": why}
     with work.reading(number) as folder:
         write_whole(folder / "done.json", json.dumps(body).encode())
 
@@ -72,15 +53,15 @@ def leave_out(work: Work, number: int, why: str) -> None:
 class _Reader:
     """What happens to the records of one input, in turn."""
 
-    def __init__(self, options: PrepareOptions, vocabulary: Vocabulary, path: Path, advance: Advance) -> None:
-        self.options, self.vocabulary, self.advance = options, vocabulary, advance
-        self.pattern = re.compile(options.group) if options.group else None
-        self.report = ReadReport(path=path)
+    def __init__(self, plan: Plan, input: Input, advance: Advance) -> None:
+        self.options, self.vocabulary, self.advance = plan.options, plan.vocabulary, advance
+        self.name = Path(input.name).name
+        self.pattern = re.compile(self.options.group) if self.options.group else None
+        self.report = ReadReport(input.name)
         self.tally = Tally()
         self.rules: Counter[str] = Counter()
-        self.longest = 0
-        self.table = bytes(a | b for a, b in zip(vocabulary.byte_table, vocabulary.soft_mask_table, strict=True))
-        self.key_of = partial(hashlib.blake2b, digest_size=8, key=b"dnascale-order %d" % options.seed)
+        self.separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
+        self.key_of = partial(hashlib.blake2b, digest_size=8, key=b"dnascale-order %d" % self.options.seed)
 
     def take(self, record: Record, runs: RunWriter) -> None:
         bases = len(record.bases)
@@ -91,49 +72,39 @@ class _Reader:
         self.tally.keep(bases)
         group, rule = group_of(record, self.pattern)
         self.rules[rule] += 1
-        self.longest = max(self.longest, bases)
         name, start = record.name.encode(), 0
         key = int.from_bytes(self.key_of(b"%d %b" % (start, name)).digest(), "little")
         what = (key, group_hash(group), name, group.encode(), start, bases)
         if bases <= LONG_BASES:
-            runs.add(*what, tokens=record.bases.translate(self.table))
+            runs.add(*what, tokens=self.vocabulary.encode_codes(record.codes()).data)
             self.advance(bases)
         else:
-            runs.add_long(*what, pieces=self.pieces(record))
+            runs.add_long(*what, pieces=self.vocabulary.encode_pieces(self.codes(record)))
 
-    def pieces(self, record: Record) -> Iterator[bytes]:
+    def codes(self, record: Record) -> Iterator[np.ndarray]:
         for start in range(0, len(record.bases), LONG_BASES):
-            piece = record.bases[start : start + LONG_BASES]
-            yield piece.translate(self.table)
+            piece = record.codes(start, start + LONG_BASES)
+            yield piece
             self.advance(len(piece))
 
     def unfit(self, record: Record) -> str | None:
-        if not record.bases:
+        if not len(record.bases):
             return "empty sequence"
         if len(record.bases) < self.options.min_length:
             return f"shorter than {self.options.min_length} bases"
         return None
 
-    def source(self, size: int, sha256: str | None) -> dict[str, Any]:
-        """The input, as dataset.json describes it."""
-        report = self.report
-        return {
-            "name": report.path.name, "bytes": size, "sha256": sha256, "records": report.records, "bases": report.bases,
-            "compression": report.compression, "warnings": report.warnings,
-        }  # fmt: skip
-
     def describe(self) -> dict[str, Any]:
-        return {"tally": self.tally.to_dict(), "rules": dict(sorted(self.rules.items())), "longest": self.longest}
+        """For the marker: the input as dataset.json describes it, and what became of its records."""
+        report = self.report
+        source = {
+            "name": self.name, "bytes": report.bytes_read, "sha256": report.sha256, "format": report.format,
+            "compression": report.compression, "records": report.records, "bases": report.bases,
+            "warnings": report.warnings,
+        }  # fmt: skip
+        return {"source": source, "tally": self.tally.to_dict(), "rules": dict(sorted(self.rules.items()))}
 
 
 def group_hash(group: str) -> int:
     """64 bits that stand for a group from here on, and its place between the splits."""
     return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8, person=b"dnascale-split").digest())
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read a second time, for its digest: {error.strerror}.") from None

@@ -9,9 +9,9 @@ from pathlib import Path
 from dnascale.data.prepare.finish import finish
 from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.prepare.plan import Plan, Work
+from dnascale.data.prepare.pool import carry_out
 from dnascale.data.prepare.settle import Settled, load_settled, settle
 from dnascale.data.prepare.tasks import Progress, Task, read_tasks, write_tasks
-from dnascale.data.prepare.workers import carry_out
 from dnascale.data.shards import BLOCK_TOKENS, Dataset, load_dataset
 from dnascale.data.writer import SHARD_BLOCKS
 from dnascale.errors import DataError, UsageError
@@ -92,13 +92,10 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
 
 
 def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
-    reading = read_tasks(work)
-    sizes = [size for size, _ in work.plan.stamps]
-    if left := _stage(work, crew, sorted(reading, key=lambda task: -sizes[task.number]), None, progress):
+    if left := _stage(work, crew, read_tasks(work), progress):
         return left
     settled = _settled(work)
-    bases = sum(sums["tokens"] for sums in settled.splits.values())
-    if left := _stage(work, crew, write_tasks(work, settled), bases, progress):
+    if left := _stage(work, crew, write_tasks(work, settled), progress):
         return left
     with hold(work.folder, "finish", wait=True):
         if (out / "dataset.json").exists():
@@ -106,10 +103,11 @@ def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset
         return finish(work, settled, out)
 
 
-def _stage(work: Work, crew: Crew, tasks: list[Task], bases: int | None, progress: Progress) -> Unfinished | None:
+def _stage(work: Work, crew: Crew, tasks: list[Task], progress: Progress) -> Unfinished | None:
     """Does what is open of this crew's share of a stage's tasks. Gives what others have left open."""
     mine = [task for task in crew.share(tasks) if not task.is_done(work)]
-    progress.begin(tasks[0].stage, len(tasks), len(mine), bases)
+    mine.sort(key=lambda task: -task.size(work))  # the longest first: none is begun last
+    progress.begin(tasks[0].stage, len(mine), sum(task.size(work) for task in mine))
     if failures := carry_out(work, mine, crew.workers, progress):
         raise _problems(failures, work)
     left = sum(not task.is_done(work) for task in tasks) if crew.world > 1 else 0

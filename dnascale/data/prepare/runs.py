@@ -57,9 +57,9 @@ class RunWriter:
         self._texts_file.close()
         self._rows_file.close()
 
-    def add(self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, tokens: bytes) -> None:
+    def add(self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, tokens: memoryview) -> None:
         """A record whose tokens are at hand."""
-        self._row(key, group, name, label, start, bases, len(self._tokens) // self._width, len(tokens) // self._width)
+        self._row(key, group, name, label, start, bases, len(self._tokens) // self._width, tokens.nbytes // self._width)
         self._tokens += tokens
         self._tokens += self._separator
         if len(self._tokens) >= self._run_bytes or len(self._rows) >= self._run_rows * _FIELDS:
@@ -186,7 +186,7 @@ def texts_of(rows: np.ndarray, texts: bytes | bytearray) -> bytearray:
 
 def put(file: Any, data: Any) -> int:
     """Writes bytes or an array [n] to an unbuffered file, which may take less at a time. Gives the number of bytes."""
-    left = memoryview(data.view(np.uint8) if isinstance(data, np.ndarray) else data)
+    left: memoryview = data.view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
     size = len(left)
     while left:
         left = left[file.write(left) :]

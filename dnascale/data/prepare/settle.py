@@ -42,10 +42,10 @@ class Settled:
     splits: dict[str, dict[str, int]]  # records, bases, tokens, longest
     tally: dict[str, Any]
 
-    def shards(self, shard_tokens: int) -> list[tuple[str, int]]:
-        """(split, number) of every shard to write: the tasks of stage 2."""
+    def shards(self, shard_tokens: int) -> list[tuple[int, str, int]]:
+        """(number, split, tokens) of every shard to write."""
         return [
-            (split, number)
+            (number, split, min(shard_tokens, sums["tokens"] - number * shard_tokens))
             for split, sums in self.splits.items()
             for number in range(-(-sums["tokens"] // shard_tokens))
         ]

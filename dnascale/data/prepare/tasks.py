@@ -1,5 +1,6 @@
 """The tasks of a plan: what is open, and doing one."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ class Task:
     stage: Stage
     number: int
     split: str = ""
+    tokens: int = 0
 
     def is_done(self, work: Work) -> bool:
         return is_written(work, self.split, self.number) if self.split else work.is_read(self.number)
@@ -36,11 +38,15 @@ class Task:
                 raise
             leave_out(work, self.number, str(error))
 
+    def size(self, work: Work) -> int:
+        """Bytes to read, or tokens to write."""
+        return self.tokens if self.split else work.plan.stamps[self.number][0]
+
     def describe(self, work: Work) -> str:
         """For messages."""
         if self.split:
             return f"writing shard {self.number} of {self.split}"
-        return f"reading {work.plan.inputs[self.number]}"
+        return f"reading {work.plan.inputs[self.number].name}"
 
 
 def read_tasks(work: Work) -> list[Task]:
@@ -48,20 +54,28 @@ def read_tasks(work: Work) -> list[Task]:
 
 
 def write_tasks(work: Work, settled: Settled) -> list[Task]:
-    return [Task("writing", number, split) for split, number in settled.shards(work.plan.shard_tokens)]
+    return [Task("writing", *shard) for shard in settled.shards(work.plan.shard_tokens)]
 
 
 class Progress:
     """What is told about a run while it goes on. This one keeps it to itself; the command line shows it."""
 
-    def begin(self, stage: Stage, tasks: int, share: int, bases: int | None) -> None:
-        """A stage begins: of its tasks `share` are to be done here, with so many `bases` if that is known."""
+    def begin(self, stage: Stage, tasks: int, size: int) -> None:
+        """A stage begins, with so many tasks to do here, of this size in all: bytes to read, or tokens to write."""
 
     def advance(self, bases: int) -> None:
         """So many more bases were read or written."""
 
-    def finish(self, task: Task, peak_bytes: int) -> None:
-        """A task is done; the process that did it has had at most so much memory."""
+    def finish(self, task: Task, size: int, peak_bytes: int) -> None:
+        """A task of this size is done; the process that did it has had at most so many bytes of memory."""
 
     def note(self, sentence: str) -> None:
         """Something a user should know."""
+
+
+def peak_bytes() -> int:
+    """Largest memory that this process has had."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

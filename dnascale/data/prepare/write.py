@@ -4,8 +4,8 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -108,9 +108,9 @@ def _fill(out: np.ndarray, rows: np.ndarray, places: np.ndarray, folders: list[P
     starts = rows["token"].astype(np.int64) + before
     lengths = np.minimum(rows["tokens"].astype(np.int64) - before, len(out) - targets)
     bounds = np.flatnonzero(np.diff(rows["source"], prepend=-1, append=-1))
-    for low, high in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+    for low, high in pairwise(bounds.tolist()):
         path = folders[int(rows["source"][low])] / "tokens.bin"
-        _fill_from(path, memoryview(out), targets[low:high], starts[low:high], lengths[low:high])
+        _fill_from(path, out.data, targets[low:high], starts[low:high], lengths[low:high])
 
 
 def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
@@ -120,7 +120,7 @@ def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndar
     cuts = [0, *apart.tolist(), len(starts)]
     handle = os.open(path, os.O_RDONLY)
     try:
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             begin, size = int(starts[low]), int(ends[high - 1] - starts[low])
             if high - low == 1:  # straight to its place
                 _read_into(handle, out[int(targets[low]) : int(targets[low]) + size], begin)

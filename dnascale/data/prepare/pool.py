@@ -1,4 +1,4 @@
-"""Tasks in worker processes: each a fresh Python that takes tasks by standard input and reports by standard output.
+"""Tasks in worker processes: each a fresh Python (worker.py) that takes tasks by standard input and answers by standard output.
 
 Lines of JSON, no pickle. A worker ends when its standard input does: so none outlives its parent, however that ended.
 """
@@ -9,19 +9,15 @@ import selectors
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from dnascale import errors
 from dnascale.data.prepare.plan import Work
-from dnascale.data.prepare.tasks import Progress, Task
+from dnascale.data.prepare.tasks import Progress, Task, peak_bytes
 from dnascale.errors import DataError, DnascaleError, PeerError
-from dnascale.files import explained
 
 
 def carry_out(work: Work, tasks: Sequence[Task], workers: int, progress: Progress) -> dict[Task, str]:
@@ -42,16 +38,8 @@ def _carry_out_here(work: Work, tasks: Sequence[Task], progress: Progress) -> di
         except DataError as error:
             failures[task] = str(error)
         else:
-            progress.finish(task, peak_bytes())
+            progress.finish(task, task.size(work), peak_bytes())
     return failures
-
-
-def peak_bytes() -> int:
-    """Largest memory that this process has had."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class _Pool:
@@ -91,7 +79,7 @@ class _Pool:
         task, worker.task = worker.task, None
         assert task is not None
         if "error" not in message:
-            self.progress.finish(task, message["peak"])
+            self.progress.finish(task, task.size(self.work), message["peak"])
         elif message["error"] == "DataError":
             self.failures[task] = message["text"]
         else:
@@ -105,7 +93,7 @@ class _Worker:
         self.work = work
         self.task: Task | None = None
         self._rest = b""
-        command = [sys.executable, "-m", "dnascale.data.prepare.workers", str(work.folder)]
+        command = [sys.executable, "-m", "dnascale.data.prepare.worker", str(work.folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         assert self._process.stdout is not None
         self.output = self._process.stdout
@@ -143,55 +131,3 @@ class _Worker:
             f"a worker process {how} while {doing}. What is done is kept in {self.work.folder}: run the same command again, "
             "with fewer --workers if memory was short."
         )
-
-
-def main() -> None:
-    """A worker: does the tasks that come, one a line, until there are no more lines."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what libraries print does not mix with the answers
-    tasks: deque[dict[str, Any]] = deque()
-    some = threading.Semaphore(0)
-
-    def listen() -> None:
-        for line in sys.stdin.buffer:
-            tasks.append(json.loads(line))
-            some.release()
-        os._exit(0)  # the parent has ended, or needs no more
-
-    threading.Thread(target=listen, daemon=True).start()
-    work = Work.load(Path(sys.argv[1]))
-    while True:
-        some.acquire()
-        answer = _answer(work, Task(**tasks.popleft()), answers)
-        answers.write(json.dumps(answer).encode() + b"\n")
-
-
-def _answer(work: Work, task: Task, answers: Any) -> dict[str, Any]:
-    told, untold = time.monotonic(), 0
-
-    def advance(bases: int) -> None:
-        nonlocal told, untold
-        untold += bases
-        if time.monotonic() - told > 0.1:
-            answers.write(json.dumps({"advance": untold}).encode() + b"\n")
-            told, untold = time.monotonic(), 0
-
-    try:
-        task.perform(work, advance)
-    except DnascaleError as error:
-        return {"error": type(error).__name__, "text": str(error)}
-    except OSError as error:
-        meant = explained(error, work.folder)
-        return {"error": type(meant).__name__, "text": str(meant)}
-    except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        return {"error": "DnascaleError", "text": f"{type(error).__name__}: {error} (while {task.describe(work)})"}
-    answers.write(json.dumps({"advance": untold}).encode() + b"\n")
-    return {"peak": peak_bytes()}
-
-
-if __name__ == "__main__":
-    main()

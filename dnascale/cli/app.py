@@ -1,0 +1,82 @@
+"""The program: its commands, and what it says and returns when one fails."""
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from dnascale import __version__
+from dnascale.cli import checkpoints, data, prepare, train
+from dnascale.errors import DnascaleError, UsageError
+
+app = typer.Typer(
+    name="dnascale",
+    help="Train DNA language models, from one laptop to a cluster, with the same commands.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(prepare.prepare)
+app.add_typer(data.app, name="data")
+app.command()(train.train)
+app.command("eval")(train.evaluate)
+app.command()(train.export)
+app.add_typer(checkpoints.app, name="ckpt")
+
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point. Errors are one sentence and a documented exit code; `--debug` anywhere adds the traceback."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [word for word in args if word != "--debug"]
+    try:
+        code = app(args=args, prog_name="dnascale", standalone_mode=False) or 0
+    except DnascaleError as error:
+        code = _report(str(error), error.exit_code, debug, error.shared)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
+            code = UsageError.exit_code
+            if sentence := error.format_message():
+                _report(sentence, code, debug)
+        else:
+            hint = "" if debug else " This is a bug in dnascale or its surroundings; --debug shows where."
+            code = _report(f"{type(error).__name__}: {error}{hint}", 1, debug)
+    if code == _INTERRUPTED:  # typer returns it
+        _report(
+            "interrupted. Run again, `dnascale prepare` and `dnascale train` go on from what is done; others start anew.",
+            code,
+            debug=False,
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of gloo and DeepSpeed that still run abort the interpreter's own shutdown now and then.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _report(sentence: str, code: int, debug: bool, shared: bool = False) -> int:
+    """Prints one sentence: on rank 0 what all ranks met, on any rank what it met alone."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not shared:
+        where = f"rank {rank}: " if rank != "0" else ""
+        print(f"dnascale: error: {where}{sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"dnascale {__version__}")
+        raise typer.Exit

@@ -1,0 +1,81 @@
+"""`dnascale data`: what is in data sets, and whether it is whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dnascale.cli.dataset import show_dataset
+from dnascale.cli.shared import DataFolder, Json, bytes_bar
+
+app = typer.Typer(help="Look into data sets and check them.", no_args_is_help=True)
+
+
+@app.command("inspect")
+def inspect(data: DataFolder, as_json: Json = False) -> None:
+    """What is in a data set."""
+    from dnascale.data.shards import load_dataset
+
+    show_dataset(load_dataset(data), as_json)
+
+
+@app.command("index")
+def index(
+    tars: Annotated[
+        list[str], typer.Argument(metavar="TARS...", help="WebDataset tars (not compressed), or globs, to train on.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Data set folder to make, or the folder that the tars lie in: both then move together."
+        ),
+    ],
+    valid: Annotated[list[str] | None, typer.Option(metavar="TARS", help="Tars held out for validation.")] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="TARS", help="Tars held out for testing.")] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Member of a sample that is its sequence: txt, seq, sequence, dna (letters); bin, tokens, npy (token ids). Default: the one there is."
+        ),
+    ] = None,
+    alphabet: Annotated[
+        str | None,
+        typer.Option(help="Letters of the token ids 0, 1, 2, ..., e.g. ACGTN. Default: ids of dnascale's vocabulary."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train from WebDataset tars that others made, where they are: writes an index, copies nothing."""
+    from dnascale.data.foreign import IndexOptions, find_tars, index
+
+    options = IndexOptions(suffix, alphabet)
+    found = {split: find_tars(given or []) for split, given in (("train", tars), ("valid", valid), ("test", test))}
+    size = sum(path.stat().st_size for paths in found.values() for path in paths)
+    with bytes_bar("indexing", size) as advance:
+        dataset = index(found, out, options, advance)
+    show_dataset(dataset, as_json)
+    if dataset.translate is None and not as_json:
+        letters = " ".join(dataset.vocabulary.tokens[: dataset.vocabulary.bases])
+        print(f"ids      read as 0, 1, 2, ... = {letters}; give --alphabet if they are others")
+
+
+@app.command("verify")
+def verify(data: DataFolder) -> None:
+    """Compare every file with its digest, and every count; names file, block and byte of each fault."""
+    from dnascale.data.shards import load_dataset
+    from dnascale.data.verify import verify
+    from dnascale.errors import DataError
+
+    dataset = load_dataset(data)
+    shards = [shard for split in dataset.splits.values() for shard in split.shards]
+    size = sum(shard.bytes for shard in shards)
+    with bytes_bar("verifying", size) as advance:
+        faults = verify(dataset, advance)
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise DataError(
+            f"{dataset.location} is damaged: {len(faults)} fault{'s' * (len(faults) != 1)}. Copy these files again, or prepare the data again."
+        )
+    print(
+        f"{dataset.location}: {len(shards)} shards, {size:,} bytes, all digests, and numbers of tokens and records, right"
+    )

@@ -1,0 +1,41 @@
+"""A data set, shown."""
+
+from typing import TYPE_CHECKING
+
+from dnascale.cli.shared import new_console, new_table
+
+if TYPE_CHECKING:
+    from dnascale.data.shards import Dataset
+
+
+def show_dataset(dataset: "Dataset", as_json: bool) -> None:
+    if as_json:
+        print(dataset.to_json(), end="")
+        return
+    console = new_console()
+    table = new_table("split", "records", "bases", "longest", "shards", "GC", "N", "lower case")
+    for name, split in dataset.splits.items():
+        of = split.composition.get
+        known = sum(of(base, 0) for base in "ACGT")
+        table.add_row(
+            name, f"{split.records:,}", f"{split.bases:,}", f"{split.longest_record:,}", str(len(split.shards)),
+            f"{(of('G', 0) + of('C', 0)) / max(known, 1):.1%}", f"{of('N', 0) / max(split.bases, 1):.2%}",
+            f"{split.soft_masked / max(split.bases, 1):.1%}",
+        )  # fmt: skip
+    console.print(table)
+    cleaning = dataset.cleaning
+    console.print(f"read     {cleaning['records_in']:,} records, {cleaning['bases_in']:,} bases")
+    for reason, lost in cleaning["dropped"].items():
+        console.print(f"dropped  {lost['records']:,} records, {lost['bases']:,} bases: {reason}")
+    if uracils := sum(split.composition.get("U", 0) for split in dataset.splits.values()):
+        console.print(
+            f"warning  {uracils:,} bases are U: this is RNA, and U is never predicted. Write T for U to train on all four bases.",
+            style="yellow",
+        )
+    rules = ", ".join(f"{count:,} by {rule}" for rule, count in dataset.groups.items())
+    if rules:
+        console.print(f"groups   {rules}")
+    for source in dataset.sources:
+        for warning in source["warnings"]:
+            console.print(f"warning  {warning}", style="yellow")
+    console.print(f"written  {dataset.location} (fingerprint {dataset.fingerprint[:12]})")

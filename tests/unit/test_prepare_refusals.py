@@ -1,0 +1,198 @@
+"""What `prepare` refuses, and what is left then: nothing under the final name, and nothing that a rerun could not use."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fasta import random_fasta, write
+
+from dnascale.data.prepare import PrepareOptions, prepare
+from dnascale.data.prepare.tasks import Progress, Stage
+from dnascale.data.verify import verify
+from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
+
+
+def refused(kind: type[DnascaleError], words: str, action: Callable[[], object], folder: Path) -> None:
+    """`action` raises `kind` in those words, and `folder` is as it was, but for what was read and is kept beside `out`."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(kind, match=words) as caught:
+        action()
+    assert type(caught.value) is kind
+    after = [path for path in folder.rglob("*") if not any(part.endswith(".preparing") for part in path.parts)]
+    assert sorted(after) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "kind", "words"),
+    [
+        (">a\n\n>b\n\n", {}, DataError, "no sequence is left of 2 records .2 empty sequence.: .* nothing to train on"),
+        (">a\nACGT\n", {"min_length": 5}, DataError, "no sequence is left of 1 records .1 shorter than 5 bases"),
+        (">a\nACGT\n", {"valid": 1e-9}, DataError, r"the valid split got none of 1 records \(--valid 1e-09\)"),
+        (">a\nACGT\n", {"valid": 1 - 1e-9}, DataError, "the train split got none"),
+        (">a\nACGT\n", {"valid": 0, "test": 1e-9}, DataError, r"--test 0\."),
+        (">a\nACGT\n>b\nAC GT\n", {}, DataError, r"a\.fa:4:3 \(byte 13\): byte 0x20 in record 'b': white space"),
+        (">a\nACGT\n", {"group": r"gene=(\w+)"}, DataError, "record 'a' does not match"),
+        ("", {}, DataError, "the file is empty"),
+    ],
+)
+def test_unusable_input_is_a_data_error_and_leaves_nothing_behind(
+    tmp_path: Path, text: str, options: dict[str, Any], kind: type[DnascaleError], words: str
+) -> None:
+    (tmp_path / "a.fa").write_text(text)
+    refused(
+        kind,
+        words,
+        lambda: prepare([str(tmp_path / "a.fa")], tmp_path / "out", PrepareOptions(**options)),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"valid": -0.1}, "--valid -0.1"),
+        ({"valid": 0.5, "test": 0.5}, "--test 0.5"),
+        ({"min_length": 0}, "--min-length 0"),
+        ({"group": "gene"}, "parentheses"),
+        ({"group": "(gene"}, "is not a regular expression"),
+    ],
+)
+def test_impossible_options_are_usage_errors(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        PrepareOptions(**options)
+
+
+def test_a_folder_that_holds_something_a_file_and_a_nameless_path_are_no_place_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.fa", [("a", "ACGT"), ("b", "ACGT")])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out, words in [
+        (tmp_path / "full", "full exists and is not empty"),
+        (tmp_path / "a.fa", "a.fa exists and is not empty"),
+        (tmp_path / "a.fa" / "out", "cannot be written"),
+        (Path(), "has no name of its own"),
+    ]:
+        refused(UsageError, words, functools.partial(prepare, [source], out, PrepareOptions(valid=0)), tmp_path)
+    dataset = prepare([source], tmp_path / "empty", PrepareOptions(valid=0))
+    assert dataset.split("train").records == 2
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_parent_without_write_permission_is_a_usage_error(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.fa", [("a", "ACGT")])
+    parent = tmp_path / "closed"
+    parent.mkdir(mode=0o500)
+    refused(
+        UsageError, "cannot be written", lambda: prepare([source], parent / "out", PrepareOptions(valid=0)), tmp_path
+    )
+
+
+class Interfering(Progress):
+    """Does something at the first sign of progress of a stage."""
+
+    def __init__(self, stage: str, action: Callable[[], object]) -> None:
+        self.stage, self.action, self.now = stage, action, ""
+        self.reached: list[str] = []
+
+    def begin(self, stage: Stage, tasks: int, size: int) -> None:
+        self.now = stage
+
+    def advance(self, bases: int) -> None:
+        self.reached.append(self.now)
+        if self.now == self.stage:
+            self.action()
+
+
+@pytest.mark.parametrize("change", ["appended", "rewritten", "removed"])
+def test_a_source_that_changes_while_it_is_read_is_a_data_error(tmp_path: Path, change: str) -> None:
+    source = tmp_path / "a.fa"
+    write(source, [(f"r{i}", "ACGT") for i in range(50)])
+    text = source.read_text()
+
+    def interfere() -> None:
+        if change == "appended":
+            source.write_text(text + ">late\nACGT\n")
+        elif change == "rewritten":
+            source.write_text(text.replace("A", "T"))
+            os.utime(source, ns=(0, source.stat().st_mtime_ns + 1_000_000))
+        else:
+            source.unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"a\.fa changed while it was read"):
+        prepare([str(source)], tmp_path / "out", PrepareOptions(valid=0), progress=Interfering("reading", interfere))
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.fa"}
+
+
+@pytest.mark.parametrize("stage", ["reading", "writing"])
+def test_an_interrupted_run_can_be_repeated_and_keeps_only_what_it_has_read(tmp_path: Path, stage: str) -> None:
+    source = write(tmp_path / "a.fa", random_fasta(7))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], tmp_path / "out", PrepareOptions(), progress=Interfering(stage, interrupt))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fa"} | ({"out.preparing"} if stage == "writing" else set())
+    again = Interfering("", interrupt)
+    prepare([source], tmp_path / "out", PrepareOptions(), progress=again)
+    assert ("reading" in again.reached) == (stage == "reading")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "out"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fails", ["run", "shard"])
+def test_a_file_that_cannot_grow_is_a_space_error_without_noise(tmp_path: Path, fails: str) -> None:
+    """The kernel refuses writes beyond a file size limit, wherever they come from."""
+    resource = pytest.importorskip("resource")
+    count, length = {"run": (300, 200), "shard": (1, 39_500)}[fails]
+    rng = random.Random(8)
+    source = write(tmp_path / "a.fa", [(f"{rng.getrandbits(400):x}", "A" * length) for _ in range(count)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    progress = Interfering("", lambda: None)
+
+    def run() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+        try:
+            prepare([source], tmp_path / "out", PrepareOptions(valid=0), progress=progress)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    refused(SpaceError, r"no space left to write .*What is done is kept in \S+out\.preparing", run, tmp_path)
+    assert ("writing" in progress.reached) == (fails != "run")
+    gc.collect()
+    assert verify(prepare([source], tmp_path / "out", PrepareOptions(valid=0))) == []
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs Linux namespaces")
+def test_a_full_disk_gives_exit_code_5_and_one_sentence_and_the_rerun_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    source = write(tmp_path / "a.fa", [(f"r{i}", "ACGT" * 500) for i in range(100)])
+    mount = f"mount -t tmpfs -o size=400k tmpfs '{disk}' || exit 99"
+    prepare_it = f"'{sys.executable}' -m dnascale prepare '{source}' --out '{disk}/out' --valid 0 2>&1"
+    larger = f"mount -o remount,size=2m '{disk}'"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount}; {prepare_it}; echo $?; ls -A '{disk}'; {larger}; {prepare_it}; ls '{disk}'"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 99 or "unshare:" in done.stderr:
+        pytest.skip("may not mount here")
+    first, second = done.stdout.split("out.preparing\n")
+    assert re.fullmatch(r"dnascale: error: no space left to write \S+: [\d,]+ bytes are free\. [^\n]+\n5\n", first)
+    assert "(fingerprint" in second
+    assert second.endswith("\nout\n")
