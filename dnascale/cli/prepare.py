@@ -10,48 +10,168 @@ from dnascale.cli.dataset import show_dataset
 from dnascale.cli.shared import Json
 from dnascale.errors import UsageError
 
+_READING, _TAKING, _CLEANING = "What is read", "What is taken of it", "What is left out"
+_SPLITTING, _RUNNING = "Splits", "How it runs"
+
 
 def prepare(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="FASTA files (plain or gzip), globs, or builtin:human-cds.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Sequence files (plain or compressed), globs, or builtin:human-cds.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
-    valid: Annotated[float, typer.Option(help="Share of the groups held out for validation.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of the groups held out for testing.")] = 0.0,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="NAME", help="character, kmer:K, kmer:K:overlap, or the folder of a trained one.")
+    ] = "character",
+    soft_mask: Annotated[
+        bool, typer.Option("--soft-mask", help="Keep lower case in the shards, for loss weights of repeats.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the order of records in the shards.")] = 0,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the inputs. Default: told by their content.", rich_help_panel=_READING)
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of a table that holds the sequences.", rich_help_panel=_READING)
+    ] = None,
+    name_column: Annotated[
+        str | None, typer.Option(help="Column of a table that holds the names.", rich_help_panel=_READING)
+    ] = None,
+    skip_bad_records: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-records", help="Leave out records that are unusable, and count them.", rich_help_panel=_READING
+        ),
+    ] = False,
+    skip_bad_files: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-files", help="Leave out inputs that are unusable, and list them.", rich_help_panel=_READING
+        ),
+    ] = False,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BED", help="Take these regions, each as a record (BED3 to BED12).", rich_help_panel=_TAKING
+        ),
+    ] = None,
+    spliced: Annotated[
+        bool, typer.Option("--spliced", help="Of BED12, take the blocks, joined.", rich_help_panel=_TAKING)
+    ] = False,
+    coding: Annotated[
+        bool,
+        typer.Option(
+            "--coding",
+            help="Of BED12, take the blocks between thickStart and thickEnd, joined.",
+            rich_help_panel=_TAKING,
+        ),
+    ] = False,
+    annotation: Annotated[
+        str | None,
+        typer.Option(metavar="GTF|GFF3", help="Take features of this annotation, spliced.", rich_help_panel=_TAKING),
+    ] = None,
+    feature: Annotated[
+        str, typer.Option(help="Which features: CDS, exon, gene, or what else it has.", rich_help_panel=_TAKING)
+    ] = "CDS",
+    ignore_chr: Annotated[
+        bool, typer.Option("--ignore-chr", help="chr1 and 1 are one sequence.", rich_help_panel=_TAKING)
+    ] = False,
+    allow_absent: Annotated[
+        bool,
+        typer.Option(
+            "--allow-absent", help="Regions may lie on sequences that are not given.", rich_help_panel=_TAKING
+        ),
+    ] = False,
+    min_length: Annotated[
+        int, typer.Option(help="Leave out records shorter than this many bases.", rich_help_panel=_CLEANING)
+    ] = 1,
+    max_n_run: Annotated[
+        int | None,
+        typer.Option(help="Cut longer runs of N out; what stands between becomes records.", rich_help_panel=_CLEANING),
+    ] = None,
+    alphabet: Annotated[
+        str,
+        typer.Option(
+            help="iupac: every code, U read as T. rna: U kept. strict: records of A, C, G, T and N alone.",
+            rich_help_panel=_CLEANING,
+        ),
+    ] = "iupac",
+    valid_cds: Annotated[
+        bool, typer.Option("--valid-cds", help="Keep whole coding sequences alone.", rich_help_panel=_CLEANING)
+    ] = False,
+    genetic_code: Annotated[
+        int, typer.Option(help="NCBI's number of the code for --valid-cds.", rich_help_panel=_CLEANING)
+    ] = 1,
+    drop_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--drop-duplicates",
+            help="Keep one of records with the same bases, on either strand.",
+            rich_help_panel=_CLEANING,
+        ),
+    ] = False,
     group: Annotated[
         str | None,
         typer.Option(
-            help="Regular expression whose first ( ) names a record's group in its header. Default: the gene if the header tells, else the record."
+            help="What stays in one split: gene, chromosome, species, file, record, column:NAME, table:FILE, or a regular expression whose ( ) names it in the header. Default: gene, if the header tells.",
+            rich_help_panel=_SPLITTING,
         ),
     ] = None,
-    min_length: Annotated[int, typer.Option(help="Leave out records shorter than this many bases.")] = 1,
-    soft_mask: Annotated[
-        bool, typer.Option("--soft-mask", help="Keep lower case in the shards (bit 7), for loss weights of repeats.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order of records in the shards.")] = 0,
-    skip_bad_files: Annotated[
-        bool,
-        typer.Option("--skip-bad-files", help="Leave out inputs that are unusable, and list them in dataset.json."),
-    ] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes. Default: one a CPU, fewer for small inputs.")] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="Number of this part of the work, from 0. Default: the Slurm array's.")
+    group_otherwise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE", help="The same for records where --group finds nothing.", rich_help_panel=_SPLITTING
+        ),
     ] = None,
-    world: Annotated[int | None, typer.Option(help="How many parts there are, on whatever machines.")] = None,
+    valid: Annotated[
+        str, typer.Option(help="Held out for validation: a share of the groups, or names.", rich_help_panel=_SPLITTING)
+    ] = "0.1",
+    test: Annotated[
+        str, typer.Option(help="Held out for testing: a share of the groups, or names.", rich_help_panel=_SPLITTING)
+    ] = "0",
+    cluster: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Keep groups in one split that share this share of their 31-mers.",
+            rich_help_panel=_SPLITTING,
+        ),
+    ] = None,
+    max_leakage: Annotated[
+        float,
+        typer.Option(
+            help="How much of a held-out split may stand in train too, before it is refused; 1 allows all.",
+            rich_help_panel=_SPLITTING,
+        ),
+    ] = 0.1,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes. Default: one a CPU, fewer for small inputs.", rich_help_panel=_RUNNING),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Which part of the work this call does, from 0. Default: a Slurm array's.", rich_help_panel=_RUNNING
+        ),
+    ] = None,
+    world: Annotated[
+        int | None, typer.Option(help="How many parts there are, on whatever machines.", rich_help_panel=_RUNNING)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Sequences to training shards, split by gene, with a cleaning report.
 
     What is done is kept in OUT.preparing: stopped or killed, the same command goes on from there.
     """
+    given = {name: value for name, value in locals().items() if name not in _NO_OPTIONS}
+
     from dnascale.cli.progress import shown_progress
     from dnascale.data.prepare import Crew, Plan, PrepareOptions, carry_out_plan
     from dnascale.data.shards import Dataset
 
-    options = PrepareOptions(
-        valid=valid, test=test, group=group, min_length=min_length, soft_mask=soft_mask, seed=seed,
-        skip_bad_files=skip_bad_files,
-    )  # fmt: skip
+    options = PrepareOptions(**given)
     rank, world = _part(rank, world)
     plan = Plan.of(sources, options)
     crew = Crew(_workers(workers, sum(size for size, _ in plan.stamps)), rank, world)
@@ -63,6 +183,10 @@ def prepare(
         print(f"rank {rank} of {world}: {done}")
     if not as_json and progress.summary:
         print(progress.summary)
+
+
+#: Parameters of the command that are no PrepareOptions.
+_NO_OPTIONS = ("sources", "out", "workers", "rank", "world", "as_json")
 
 
 def _workers(asked: int | None, size: int) -> int:

@@ -132,6 +132,14 @@ class Vocabulary:
         """What a kind of vocabulary has besides tokens."""
         return {}
 
+    def letter_counts(self, counts: np.ndarray) -> np.ndarray:
+        """int64 [bases]: how often each letter stands in a text, from how often each token does, int64 [V]."""
+        letters = np.zeros(self.bases, dtype=np.int64)
+        for token in np.flatnonzero(counts[: len(self._spelled)]):
+            if not self._is_mark[token]:
+                np.add.at(letters, self._spelled[token], counts[token])
+        return letters
+
     # --- letters ---
 
     @cached_property

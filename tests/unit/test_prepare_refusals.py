@@ -64,7 +64,7 @@ def test_unusable_input_is_a_data_error_and_leaves_nothing_behind(
         ({"valid": -0.1}, "--valid -0.1"),
         ({"valid": 0.5, "test": 0.5}, "--test 0.5"),
         ({"min_length": 0}, "--min-length 0"),
-        ({"group": "gene"}, "parentheses"),
+        ({"group": "locus"}, "parentheses"),
         ({"group": "(gene"}, "is not a regular expression"),
     ],
 )

@@ -161,7 +161,7 @@ def test_another_dtype_than_the_vocabulary_needs_is_refused(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def sixmers(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("sixmers") / "data"
-    return prepare(["builtin:human-cds"], folder, PrepareOptions(valid=0.05), load_vocabulary("kmer:6"))
+    return prepare(["builtin:human-cds"], folder, PrepareOptions(valid=0.05, tokenizer="kmer:6"))
 
 
 def test_prepared_data_hold_the_same_letters_as_those_of_characters(sixmers: Dataset, human_cds: Dataset) -> None:

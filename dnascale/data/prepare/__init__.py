@@ -14,6 +14,5 @@ inputs and options alone.
 from dnascale.data.prepare.options import SPLITS, PrepareOptions
 from dnascale.data.prepare.plan import Plan
 from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan, prepare
-from dnascale.data.prepare.settle import split_of
 
-__all__ = ["SPLITS", "Crew", "Plan", "PrepareOptions", "Unfinished", "carry_out_plan", "prepare", "split_of"]
+__all__ = ["SPLITS", "Crew", "Plan", "PrepareOptions", "Unfinished", "carry_out_plan", "prepare"]

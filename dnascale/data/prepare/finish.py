@@ -54,7 +54,7 @@ def finish(work: Work, settled: Settled, out: Path) -> Dataset:
 
 
 def _split(work: Work, name: str, sums: dict[str, int], vocabulary: Vocabulary) -> Split:
-    shards, counts, masked = [], np.zeros(256, dtype=np.int64), 0
+    shards, counts, masked = [], np.zeros(len(vocabulary), dtype=np.int64), 0
     for number in range(-(-sums["tokens"] // work.plan.shard_tokens)):
         body: dict[str, Any] = json.loads(marker(work, name, number).read_bytes())
         blocks = np.array([tuple(block) for block in body["blocks"]], dtype=BLOCK_ROW)
@@ -65,13 +65,14 @@ def _split(work: Work, name: str, sums: dict[str, int], vocabulary: Vocabulary) 
         masked += body["soft_masked"]
     assert counts[vocabulary.sep] == sums["records"], f"{counts[vocabulary.sep]:,} separators of {sums['records']:,}"
     counts[vocabulary.sep] = 0
+    letters = vocabulary.letter_counts(counts)
     return Split(
         records=sums["records"],
         bases=sums["bases"],
         tokens=sums["tokens"],
         longest_record=sums["longest"],
         soft_masked=masked,
-        composition={vocabulary.tokens[i]: int(counts[i]) for i in np.flatnonzero(counts)},
+        composition={vocabulary.tokens[i]: int(letters[i]) for i in np.flatnonzero(letters)},
         shards=Index.of(shards, f"{name}/{SHARD_NAME}"),
     )
 
@@ -83,7 +84,7 @@ def _cleaning(tally: Tally, splits: dict[str, Split]) -> dict[str, Any]:
     assert (out["records"], out["bases"]) == (tally.records_out, tally.bases_out), f"{out} written of {tally}"
     assert all(sum(split.composition.values()) == split.bases for split in splits.values()), "bases do not add up"
     body = tally.to_dict()
-    return {key: body[key] for key in ("records_in", "bases_in", "records_out", "bases_out", "dropped")}
+    return {key: value for key, value in body.items() if key not in ("contigs", "near")}
 
 
 def _shown(options: PrepareOptions) -> dict[str, Any]:

@@ -1,47 +1,104 @@
 """What `prepare` does to the records: the options of the command, of a recipe, and of dataset.json."""
 
-import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from dnascale.data.sources import ReadOptions
+from dnascale.data.split import SPLITS, Grouping, Holdout, Holdouts, SplitOptions
+from dnascale.data.take import CleanOptions, TakeOptions
+from dnascale.data.take.cleaning import Alphabet
 from dnascale.errors import UsageError
 
-SPLITS = ("train", "valid", "test")
+__all__ = ["SPLITS", "PrepareOptions"]
+
+#: Of these nothing is seen in what a read task writes.
+_NOT_OF_READING = ("valid", "test", "soft_mask", "skip_bad_files", "allow_absent")
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` does to the records. Recorded in dataset.json."""
+    """What `prepare` does to the records. Recorded in dataset.json.
 
-    valid: float = 0.1
-    test: float = 0.0
-    group: str | None = None
+    The meaning of each is told by the part that it belongs to: `ReadOptions`, `TakeOptions`, `CleanOptions`, `Grouping`,
+    `Holdouts`, `SplitOptions`. Raises UsageError for values that cannot be.
+
+    Attributes:
+        skip_bad_files: leave unusable inputs out, and list them.
+        valid, test: a share of the groups, or names of groups.
+        tokenizer: `character`, `kmer:K`, `kmer:K:overlap`, or the folder of one.
+        soft_mask: keep lower case in the shards.
+        seed: of the order of records.
+    """
+
+    format: str | None = None
+    column: str | None = None
+    name_column: str | None = None
+    skip_bad_records: bool = False
+    skip_bad_files: bool = False
+    regions: str | None = None
+    spliced: bool = False
+    coding: bool = False
+    annotation: str | None = None
+    feature: str = "CDS"
+    ignore_chr: bool = False
+    allow_absent: bool = False
     min_length: int = 1
+    max_n_run: int | None = None
+    alphabet: Alphabet = "iupac"
+    valid_cds: bool = False
+    genetic_code: int = 1
+    drop_duplicates: bool = False
+    group: str | None = None
+    group_otherwise: str | None = None
+    valid: float | str = 0.1
+    test: float | str = 0.0
+    cluster: float | None = None
+    max_leakage: float | None = 0.1
+    tokenizer: str = "character"
     soft_mask: bool = False
     seed: int = 0
-    skip_bad_files: bool = False
 
     def __post_init__(self) -> None:
-        if self.valid < 0 or self.test < 0 or self.valid + self.test >= 1:
-            raise UsageError(f"--valid {self.valid} and --test {self.test} must be shares that leave some for train.")
-        if self.min_length < 1:
-            raise UsageError(f"--min-length {self.min_length} must be at least 1.")
-        if self.group is not None:
-            try:
-                if re.compile(self.group).groups < 1:
-                    raise UsageError(f"--group '{self.group}' needs a group in parentheses, e.g. 'gene=(\\w+)'.")
-            except re.error as error:
-                raise UsageError(f"--group '{self.group}' is not a regular expression: {error}.") from None
+        # Whatever cannot be is refused before anything is read.
+        _ = self.taking, self.cleaning, self.grouping, self.splitting
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} must be at least 0.")
+
+    @cached_property
+    def taking(self) -> TakeOptions:
+        return TakeOptions(
+            self.regions, self.spliced, self.coding, self.annotation, self.feature, self.ignore_chr, self.allow_absent
+        )
+
+    @cached_property
+    def cleaning(self) -> CleanOptions:
+        return CleanOptions(self.min_length, self.max_n_run, self.alphabet, self.valid_cds, self.genetic_code)
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        return Grouping.parse(self.group, self.group_otherwise)
+
+    @cached_property
+    def splitting(self) -> SplitOptions:
+        holdouts = Holdouts(Holdout.parse("--valid", self.valid), Holdout.parse("--test", self.test))
+        return SplitOptions(holdouts, self.drop_duplicates, self.cluster, self.max_leakage)
+
+    def reading(self, temporary: Path) -> ReadOptions:
+        return ReadOptions(self.format, self.column, self.name_column, self.skip_bad_records, str(temporary))
+
+    @property
+    def files(self) -> list[str]:
+        """Files beside the inputs that the options name: regions or annotation, a table of groups."""
+        tables = [self.grouping.argument] if self.grouping.by == "table" else []
+        return [*([self.taking.file] if self.taking.file else []), *tables]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def of_sources(self) -> ReadOptions:
-        """Those of the readers."""
-        return ReadOptions()
-
     def of_reading(self) -> dict[str, Any]:
         """Those that decide what a read task writes: with others the same, its result is used again."""
-        settling = ("valid", "test", "soft_mask", "skip_bad_files")
-        return {name: value for name, value in self.to_dict().items() if name not in settling}
+        of_reading = {name: value for name, value in self.to_dict().items() if name not in _NOT_OF_READING}
+        del of_reading["cluster"], of_reading["max_leakage"]
+        return of_reading | {"sampled": self.splitting.needs_sample, "finer": self.cluster is not None}

@@ -14,10 +14,11 @@ from dnascale import __version__
 from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.shards import BLOCK_TOKENS
 from dnascale.data.sources import Input, find
+from dnascale.data.split import sampling_for
 from dnascale.data.writer import SHARD_BLOCKS
 from dnascale.errors import UsageError
 from dnascale.files import json_digest, write_whole
-from dnascale.vocab import CHARACTER, Vocabulary
+from dnascale.vocab import Vocabulary, load_vocabulary
 
 #: Changes whenever the files of the work folder do: what another version left is not used.
 LAYOUT = 1
@@ -30,6 +31,7 @@ class Plan:
     inputs: tuple[Input, ...]
     stamps: tuple[tuple[int, int], ...]  # of each input: bytes, and time of change in nanoseconds
     options: PrepareOptions
+    beside: tuple[tuple[int, int], ...] = ()  # the same of the files that options name
     block_tokens: int = BLOCK_TOKENS
     shard_blocks: int = SHARD_BLOCKS
 
@@ -43,11 +45,25 @@ class Plan:
     ) -> "Plan":
         """Finds the inputs. Raises DataError when one is missing or named twice."""
         inputs = tuple(find(sources))
-        return cls(inputs, tuple(map(stamp, inputs)), options, block_tokens, shard_blocks)
+        beside = tuple(stamp(file) for file in options.files)
+        plan = cls(
+            inputs, tuple(stamp(i.location, i.bytes) for i in inputs), options, beside, block_tokens, shard_blocks
+        )
+        _ = plan.vocabulary  # raises if there is none such
+        return plan
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return CHARACTER
+        return load_vocabulary(self.options.tokenizer)
+
+    @cached_property
+    def sampled(self) -> int | None:
+        """One 31-mer in how many is noted of each record; None: none is."""
+        if not self.options.splitting.needs_sample:
+            return None
+        known = all(input.bytes is not None for input in self.inputs)
+        size = sum(size for size, _ in self.stamps) if known else None
+        return sampling_for(size, finer=self.options.cluster is not None)
 
     @property
     def shard_tokens(self) -> int:
@@ -61,7 +77,8 @@ class Plan:
         """Of all that the result of one read task depends on. It names the task's folder."""
         body = {
             "layout": LAYOUT, "version": __version__, "input": asdict(self.inputs[number]), "stamp": list(self.stamps[number]),
-            "options": self.options.of_reading(), "vocabulary": self.vocabulary.digest,
+            "options": self.options.of_reading(), "beside": [list(stamp) for stamp in self.beside],
+            "sampled": self.sampled, "vocabulary": self.vocabulary.digest,
         }  # fmt: skip
         return json_digest(body)[:24]
 
@@ -72,6 +89,8 @@ class Plan:
             "inputs": [asdict(input) for input in self.inputs],
             "stamps": [list(stamp) for stamp in self.stamps],
             "options": self.options.to_dict(),
+            "beside": [list(stamp) for stamp in self.beside],
+            "vocabulary": self.vocabulary.digest,
             "block_tokens": self.block_tokens,
             "shard_blocks": self.shard_blocks,
         }
@@ -82,17 +101,18 @@ class Plan:
             inputs=tuple(Input(**input) for input in body["inputs"]),
             stamps=tuple((size, changed) for size, changed in body["stamps"]),
             options=PrepareOptions(**body["options"]),
+            beside=tuple((size, changed) for size, changed in body["beside"]),
             block_tokens=body["block_tokens"],
             shard_blocks=body["shard_blocks"],
         )
 
 
-def stamp(input: Input) -> tuple[int, int]:
-    """Size and time of change of an input that is a file; else its size, if that is known."""
+def stamp(location: str, size: int | None = None) -> tuple[int, int]:
+    """Size and time of change of a file; of what is no file the `size` that is known."""
     try:
-        status = os.stat(input.location)
+        status = os.stat(location)
     except OSError:
-        return input.bytes or 0, 0
+        return size or 0, 0
     return status.st_size, status.st_mtime_ns
 
 
@@ -198,5 +218,7 @@ def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
     if found["stamps"] != body["stamps"]:
         changed = [i for i, pair in enumerate(zip(found["stamps"], body["stamps"], strict=True)) if pair[0] != pair[1]]
         return f"another version of {body['inputs'][changed[0]]['name']}"
+    if found["beside"] != body["beside"]:
+        return "another version of a file that its options name"
     options = [name for name, value in body["options"].items() if found["options"].get(name) != value]
     return "other options (" + ", ".join(f"--{name.replace('_', '-')}" for name in options) + ")"

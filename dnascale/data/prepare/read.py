@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,14 +12,17 @@ import numpy as np
 
 from dnascale.data.prepare.plan import Plan, Work, stamp
 from dnascale.data.prepare.runs import RunWriter
-from dnascale.data.sources import Input, ReadReport, Record, group_of, read
+from dnascale.data.sources import Input, ReadReport, Record, read
+from dnascale.data.split import Sketcher, content_digest, group_key
+from dnascale.data.take import Taker, clean
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
 from dnascale.files import write_whole
+from dnascale.vocab import SOFT_MASK_BIT
 
 Advance = Callable[[int], None]
 
-#: Records of more bases are not held in memory as tokens.
+#: Records of more bases are read and written in pieces of so many.
 LONG_BASES = 1 << 20
 
 
@@ -29,82 +31,110 @@ def read_input(work: Work, number: int, advance: Advance) -> None:
 
     Raises DataError when the input is unusable, or is not what it was when the plan was made.
     """
-    input = work.plan.inputs[number]
-    reader = _Reader(work.plan, input, advance)
+    plan, input = work.plan, work.plan.inputs[number]
     with work.reading(number) as folder:
-        with RunWriter(folder, reader.separator) as runs:
-            for record in read(input, work.plan.options.of_sources(), reader.report):
-                reader.take(record, runs)
-            runs.flush()
-        if stamp(input) != work.plan.stamps[number]:
+        reader = _Reader(plan, input, folder, advance)
+        with reader.runs:
+            for record in read(input, plan.options.reading(folder), reader.report):
+                reader.take(record)
+            body = reader.finish()
+        if stamp(input.location, input.bytes) != plan.stamps[number]:
             raise DataError(f"{input.name} changed while it was read: prepare again when nothing writes to it.")
-        body = reader.describe() | {"runs": runs.runs, "bytes": runs.bytes_written}
         write_whole(folder / "done.json", json.dumps(body).encode())
 
 
 def leave_out(work: Work, number: int, why: str) -> None:
     """Notes that input `number` is unusable and left out, in place of what reading it would give."""
-    body = _Reader(work.plan, work.plan.inputs[number], lambda _: None).describe() | {"runs": [], "bytes": 0}
-    body["source"] |= {"bytes": work.plan.stamps[number][0], "skipped": why}
     with work.reading(number) as folder:
+        reader = _Reader(work.plan, work.plan.inputs[number], folder, lambda _: None)
+        with reader.runs:
+            body = reader.finish()
+        body["source"] |= {"bytes": work.plan.stamps[number][0], "skipped": why}
         write_whole(folder / "done.json", json.dumps(body).encode())
 
 
 class _Reader:
-    """What happens to the records of one input, in turn."""
+    """What happens to the records of one input, in turn, and what is noted of them."""
 
-    def __init__(self, plan: Plan, input: Input, advance: Advance) -> None:
-        self.options, self.vocabulary, self.advance = plan.options, plan.vocabulary, advance
-        self.name = Path(input.name).name
-        self.pattern = re.compile(self.options.group) if self.options.group else None
-        self.report = ReadReport(input.name)
-        self.tally = Tally()
+    def __init__(self, plan: Plan, input: Input, folder: Path, advance: Advance) -> None:
+        self.input, self.folder, self.advance = input, folder, advance
+        self.options, self.vocabulary = plan.options, plan.vocabulary
+        self.report, self.tally = ReadReport(input.name), Tally()
         self.rules: Counter[str] = Counter()
-        self.separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
+        self.taker = Taker(self.options.taking)
+        separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
+        self.runs = RunWriter(folder, separator)
+        self.sketcher = Sketcher(plan.sampled) if plan.sampled else None
+        self.digests = bytearray()
         self.key_of = partial(hashlib.blake2b, digest_size=8, key=b"dnascale-order %d" % self.options.seed)
 
-    def take(self, record: Record, runs: RunWriter) -> None:
+    def take(self, record: Record) -> None:
+        """A record of the input: none, one or many to keep."""
+        self.tally.read(len(record.bases))
+        for taken in self.taker.take(record, self.tally):
+            for kept in clean(taken, self.options.cleaning, self.tally):
+                self.keep(kept)
+
+    def keep(self, record: Record) -> None:
         bases = len(record.bases)
-        self.tally.read(bases)
-        if reason := self.unfit(record):
-            self.tally.drop(reason, bases)
-            return
         self.tally.keep(bases)
-        group, rule = group_of(record, self.pattern)
+        group, rule = self.options.grouping.of(record, self.input.name)
         self.rules[rule] += 1
-        name, start = record.name.encode(), 0
+        name, start = record.name.encode(), int(record.fields.get("offset", 0)) if record.fields else 0
         key = int.from_bytes(self.key_of(b"%d %b" % (start, name)).digest(), "little")
-        what = (key, group_hash(group), name, group.encode(), start, bases)
-        if bases <= LONG_BASES:
-            runs.add(*what, tokens=self.vocabulary.encode_codes(record.codes()).data)
-            self.advance(bases)
-        else:
-            runs.add_long(*what, pieces=self.vocabulary.encode_pieces(self.codes(record)))
+        if self.options.drop_duplicates:
+            self.digests += content_digest(record.codes, bases)
+        what = (key, group_key(group), name, group.encode(), start, bases)
+        if bases > LONG_BASES:
+            self.runs.add_long(
+                *what, pieces=self.vocabulary.encode_pieces(self.pieces(record)), edges=self.edges(record)
+            )
+            return
+        codes = record.codes()
+        if self.sketcher:
+            self.sketcher.add(codes)
+        self.runs.add(*what, tokens=self.vocabulary.encode_codes(codes).data, edges=self.edges(record))
+        self.advance(bases)
 
-    def codes(self, record: Record) -> Iterator[np.ndarray]:
+    def pieces(self, record: Record) -> Iterator[np.ndarray]:
+        """The codes of a long record."""
+        bases = len(record.bases)
+        for start in range(0, bases, LONG_BASES):
+            codes = record.codes(start, start + LONG_BASES)
+            if self.sketcher:
+                self.sketcher.add(codes, whole=start + LONG_BASES >= bases)
+            yield codes
+            self.advance(len(codes))
+
+    def edges(self, record: Record) -> bytes:
+        """Where lower case begins and ends, uint64 offsets in the record: where the tokens do not tell to the base."""
+        if self.vocabulary.one_base_a_token:
+            return b""
+        found, inside = [], False
         for start in range(0, len(record.bases), LONG_BASES):
-            piece = record.codes(start, start + LONG_BASES)
-            yield piece
-            self.advance(len(piece))
+            mask = record.codes(start, start + LONG_BASES) >= SOFT_MASK_BIT
+            found.append(np.flatnonzero(np.diff(mask, prepend=inside)) + start)
+            inside = bool(mask[-1])
+        if inside:
+            found.append(np.array([len(record.bases)]))
+        return np.concatenate(found).astype("<u8").tobytes()
 
-    def unfit(self, record: Record) -> str | None:
-        if not len(record.bases):
-            return "empty sequence"
-        if len(record.bases) < self.options.min_length:
-            return f"shorter than {self.options.min_length} bases"
-        return None
-
-    def describe(self) -> dict[str, Any]:
-        """For the marker: the input as dataset.json describes it, and what became of its records."""
+    def finish(self) -> dict[str, Any]:
+        """Writes what was noted beside the runs, and gives the marker: the input as dataset.json describes it, and sums."""
+        self.runs.finish()
+        if self.options.drop_duplicates:
+            (self.folder / "digests.bin").write_bytes(self.digests)
+        if self.sketcher:
+            for what, values in zip(("values", "counts"), self.sketcher.finish(), strict=True):
+                values.tofile(self.folder / f"sample-{what}.bin")
         report = self.report
         source = {
-            "name": self.name, "bytes": report.bytes_read, "sha256": report.sha256, "format": report.format,
+            "name": Path(report.name).name, "bytes": report.bytes_read, "sha256": report.sha256, "format": report.format,
             "compression": report.compression, "records": report.records, "bases": report.bases,
-            "warnings": report.warnings,
+            "bad_records": report.bad_records, "bad_bases": report.bad_bases,
+            "problems": [str(problem) for problem in report.problems[:20]], "warnings": report.warnings,
         }  # fmt: skip
-        return {"source": source, "tally": self.tally.to_dict(), "rules": dict(sorted(self.rules.items()))}
-
-
-def group_hash(group: str) -> int:
-    """64 bits that stand for a group from here on, and its place between the splits."""
-    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8, person=b"dnascale-split").digest())
+        return {
+            "source": source, "tally": self.tally.to_dict(), "rules": dict(sorted(self.rules.items())),
+            "runs": self.runs.runs, "records": self.runs.records, "sampled": self.sketcher is not None,
+        }  # fmt: skip

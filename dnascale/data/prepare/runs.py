@@ -1,7 +1,8 @@
 """Records between reading and writing: sorted runs on disk, so that memory does not grow with their number.
 
 A read task collects records until their tokens or their number reach a limit, sorts them by key and appends them: to `tokens.bin`
-the tokens (each record followed by a separator), to `texts.bin` the names, to `rows.bin` a row of fixed size each. Since the key is
+the tokens (each record followed by a separator), to `texts.bin` the names, to `rows.bin` a row of fixed size each, and in the order of
+the input to `keys.bin` the hashes of their groups. Since the key is
 the place in the shuffled order, what a shard needs of a run lies in one piece. Long records go to `tokens.bin` at once.
 """
 
@@ -22,12 +23,13 @@ ROW = np.dtype(
         ("tokens", "<u8"),
         ("bases", "<u8"),
         ("start", "<u8"),  # of a part: offset in the record it was cut from, in bases
-        ("text", "<u8"),  # offset in texts.bin, of the name and then the group
+        ("text", "<u8"),  # offset in texts.bin, of the name, then the group, then the edges of lower case
         ("name", "<u4"),  # length of the name in bytes
         ("label", "<u4"),  # length of the group's name in bytes
+        ("edges", "<u8"),  # length of the edges in bytes
     ]
 )
-_FIELDS = 9  # of 8 bytes
+_FIELDS = 10  # of 8 bytes
 
 RUN_ROWS = 1 << 18
 RUN_BYTES = 1 << 25
@@ -43,6 +45,7 @@ class RunWriter:
         self._tokens_file = (folder / "tokens.bin").open("wb", buffering=0)
         self._texts_file = (folder / "texts.bin").open("wb", buffering=0)
         self._rows_file = (folder / "rows.bin").open("wb", buffering=0)
+        self._keys_file = (folder / "keys.bin").open("wb", buffering=0)
         self._rows = array("Q")
         self._tokens, self._texts = bytearray(), bytearray()
         self._tokens_written = self._texts_written = 0  # in bytes
@@ -53,20 +56,30 @@ class RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tokens_file.close()
-        self._texts_file.close()
-        self._rows_file.close()
+        for file in (self._tokens_file, self._texts_file, self._rows_file, self._keys_file):
+            file.close()
 
-    def add(self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, tokens: memoryview) -> None:
+    def add(
+        self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, tokens: memoryview, edges: bytes
+    ) -> None:
         """A record whose tokens are at hand."""
-        self._row(key, group, name, label, start, bases, len(self._tokens) // self._width, tokens.nbytes // self._width)
+        count = tokens.nbytes // self._width
+        self._row(key, group, name, label, start, bases, edges, len(self._tokens) // self._width, count)
         self._tokens += tokens
         self._tokens += self._separator
         if len(self._tokens) >= self._run_bytes or len(self._rows) >= self._run_rows * _FIELDS:
             self.flush()
 
     def add_long(
-        self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, pieces: Iterable[Any]
+        self,
+        key: int,
+        group: int,
+        name: bytes,
+        label: bytes,
+        start: int,
+        bases: int,
+        pieces: Iterable[Any],
+        edges: bytes,
     ) -> None:
         """A record whose tokens come in pieces (buffers), which are written as they come."""
         at = self._tokens_written
@@ -74,7 +87,7 @@ class RunWriter:
             self._tokens_written += put(self._tokens_file, piece)
         count = (self._tokens_written - at) // self._width
         self._tokens_written += put(self._tokens_file, self._separator)
-        self._row(key, group, name, label, start, bases, _LONG | at // self._width, count)
+        self._row(key, group, name, label, start, bases, edges, _LONG | at // self._width, count)
         if len(self._rows) >= self._run_rows * _FIELDS:
             self.flush()
 
@@ -83,13 +96,14 @@ class RunWriter:
         rows = np.frombuffer(self._rows, dtype="<u8").view(ROW)
         if not len(rows):
             return
+        put(self._keys_file, np.ascontiguousarray(rows["group"]))
         rows = rows[np.argsort(rows["key"], kind="stable")]
         width, counts = self._width, rows["tokens"].astype(np.int64)
         short = (rows["token"] & np.uint64(_LONG)) == 0
         tokens = gather(self._tokens, rows["token"][short].astype(np.int64) * width, counts[short] * width)
         begins = self._tokens_written // width + np.cumsum(counts * short) - counts
         rows["token"] = np.where(short, begins.astype(np.uint64), rows["token"] & np.uint64(_LONG - 1))
-        lengths = rows["name"].astype(np.int64) + rows["label"]
+        lengths = text_lengths(rows)
         texts = gather(self._texts, rows["text"].astype(np.int64), lengths)
         rows["text"] = self._texts_written + np.cumsum(lengths) - lengths
         self._tokens_written += put(self._tokens_file, tokens)
@@ -98,18 +112,29 @@ class RunWriter:
         self.runs.append(len(rows))
         self._rows, self._tokens, self._texts = array("Q"), bytearray(), bytearray()
 
-    @property
-    def bytes_written(self) -> int:
-        return self._tokens_written
+    def finish(self) -> None:
+        """Writes what is left."""
+        self.flush()
 
     def _row(
-        self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, token: int, tokens: int
+        self,
+        key: int,
+        group: int,
+        name: bytes,
+        label: bytes,
+        start: int,
+        bases: int,
+        edges: bytes,
+        token: int,
+        count: int,
     ) -> None:
+        lengths = len(name) | len(label) << 32
         self._rows.extend(
-            (key, group, self.records, token, tokens + 1, bases, start, len(self._texts), len(name) | len(label) << 32)
+            (key, group, self.records, token, count + 1, bases, start, len(self._texts), lengths, len(edges))
         )
         self._texts += name
         self._texts += label
+        self._texts += edges
         self.records += 1
 
 
@@ -173,15 +198,20 @@ class Runs:
 def _read_texts(folder: Path, rows: np.ndarray) -> bytes:
     """Of rows that follow each other in a run."""
     begin = int(rows["text"][0])
-    end = int(rows["text"][-1]) + int(rows["name"][-1]) + int(rows["label"][-1])
+    end = int(rows["text"][-1]) + int(text_lengths(rows[-1:])[0])
     with (folder / "texts.bin").open("rb") as file:
         file.seek(begin)
         return file.read(end - begin)
 
 
 def texts_of(rows: np.ndarray, texts: bytes | bytearray) -> bytearray:
-    """The names and groups of rows (with offsets into `texts`), one after the other."""
-    return gather(texts, rows["text"].astype(np.int64), rows["name"].astype(np.int64) + rows["label"])
+    """The texts of rows (with offsets into `texts`), one after the other."""
+    return gather(texts, rows["text"].astype(np.int64), text_lengths(rows))
+
+
+def text_lengths(rows: np.ndarray) -> np.ndarray:
+    """int64 [n]: bytes of each row's name, group and edges together."""
+    return (rows["name"] + rows["edges"] + rows["label"]).astype(np.int64)
 
 
 def put(file: Any, data: Any) -> int:

@@ -1,21 +1,25 @@
 """Between the stages: the split of each group, the shuffled order, and the place of every record in its token stream.
 
-Goes through the records by ranges of keys, a million at a time. Small against reading and writing, and deterministic: done twice, or
-on another machine, it writes the same files.
+Goes through the records by ranges of keys, some hundred thousand at a time. Small against reading and writing, and deterministic:
+done twice, or on another machine, it writes the same files.
 """
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dnascale.data import split
 from dnascale.data.prepare.options import SPLITS, PrepareOptions
 from dnascale.data.prepare.plan import Work
-from dnascale.data.prepare.read import group_hash
-from dnascale.data.prepare.runs import ROW, Runs, put, texts_of
+from dnascale.data.prepare.runs import ROW, Runs, put, text_lengths, texts_of
+from dnascale.data.split import DROPPED, Sample, Table
+from dnascale.data.take import Taker
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
 
@@ -27,20 +31,23 @@ PLACED = np.dtype(
         ("bases", "<u8"),
         ("start", "<u8"),
         ("text", "<u8"),  # offset in the split's texts
-        ("source", "<u4"),
+        ("edges", "<u8"),
         ("name", "<u4"),
         ("label", "<u4"),
+        ("source", "<u4"),
         ("reserved", "<u4"),
     ]
 )
+_COPIED = ("token", "tokens", "bases", "start", "edges", "name", "label")
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Of each split its sums, and the records that were dropped on the way."""
+    """Of each split its sums, what became of all records, and what is said of the splits."""
 
     splits: dict[str, dict[str, int]]  # records, bases, tokens, longest
     tally: dict[str, Any]
+    splitting: dict[str, Any]
 
     def shards(self, shard_tokens: int) -> list[tuple[int, str, int]]:
         """(number, split, tokens) of every shard to write."""
@@ -57,60 +64,105 @@ def load_settled(work: Work) -> Settled | None:
         body = json.loads((work.settled / "done.json").read_bytes())
     except FileNotFoundError:
         return None
-    return Settled(body["splits"], body["tally"]) if body["plan"] == work.plan.digest else None
+    return Settled(body["splits"], body["tally"], body["splitting"]) if body["plan"] == work.plan.digest else None
 
 
 def settle(work: Work) -> Settled:
-    """Writes the folder `settled`. Raises DataError when a split that was asked for gets no record."""
-    plan = work.plan
-    reports = [work.report(number) for number in range(len(plan.inputs))]
+    """Writes the folder `settled`.
+
+    Raises DataError when a split that was asked for gets no record, the splits share too much, or regions lie on sequences
+    that were not met; UsageError when a named group is not there.
+    """
+    options = work.plan.options
+    folders = [work.read(number) for number in range(len(work.plan.inputs))]
+    reports = [work.report(number) for number in range(len(work.plan.inputs))]
+    tally = Tally()
+    for report in reports:
+        tally.merge(Tally.from_dict(report["tally"]))
+    Taker(options.taking).check(tally)
+    _check_any(tally)
+    tables = [_Input(folder, report) for folder, report in zip(folders, reports, strict=True)]
+    answer = split.settle([table.table for table in tables], options.splitting, work.plan.sampled or 1)
     staging = work.folder / "settled.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    runs = Runs([work.read(number) for number in range(len(plan.inputs))], [report["runs"] for report in reports])
-    shares = {"train": 1.0, "valid": plan.options.valid, "test": plan.options.test}
-    splits = {name: _SplitFiles(staging, name) for name in SPLITS if shares[name] > 0}
-    for number in range(runs.ranges):
-        rows, sources, texts = runs.read(number)
-        split_numbers = splits_of(rows["group"], plan.options)
-        for name, files in splits.items():
-            chosen = split_numbers == SPLITS.index(name)
-            files.append(rows[chosen], sources[chosen], texts)
-    for files in splits.values():
-        files.close()
-    tally = sum_tally(reports)
-    for name, files in splits.items():
-        if not files.sums["records"]:
-            raise DataError(_empty_split(name, tally, plan.options))
-    settled = Settled({name: files.sums for name, files in splits.items()}, tally.to_dict())
-    body = {"plan": plan.digest, "splits": settled.splits, "tally": settled.tally}
+    sums = _place(staging, Runs(folders, [report["runs"] for report in reports]), answer, tally)
+    for name in answer.groups:
+        if not sums[name]["records"]:
+            raise DataError(_empty_split(name, tally.records_out, options))
+    if answer.leakage is not None and options.max_leakage is not None:
+        answer.leakage.check(options.max_leakage)
+    settled = Settled(sums, tally.to_dict(), _splitting(answer))
+    body = {"plan": work.plan.digest, **asdict(settled)}
     (staging / "done.json").write_text(json.dumps(body))
     shutil.rmtree(work.settled, ignore_errors=True)
     staging.replace(work.settled)
     return settled
 
 
-def sum_tally(reports: list[dict[str, Any]]) -> Tally:
-    tally = Tally()
-    for report in reports:
-        tally.merge(Tally.from_dict(report["tally"]))
-    return tally
+def _place(folder: Path, runs: Runs, answer: split.Settled, tally: Tally) -> dict[str, dict[str, int]]:
+    """Writes the records of each split in the shuffled order, and gives its sums. Counts the duplicates."""
+    starts = np.cumsum([0, *map(len, answer.splits)])
+    split_of = np.concatenate([np.zeros(0, dtype=np.int8), *answer.splits])
+    files = {name: _SplitFiles(folder, name) for name in answer.groups}
+    for number in range(runs.ranges):
+        rows, sources, texts = runs.read(number)
+        found = split_of[starts[sources] + rows["ordinal"].astype(np.int64)]
+        for name, of_split in files.items():
+            chosen = found == SPLITS.index(name)
+            of_split.append(rows[chosen], sources[chosen], texts)
+        if dropped := int(np.count_nonzero(found == DROPPED)):
+            bases = int(rows["bases"][found == DROPPED].sum())
+            tally.drop("the same as an earlier record, on either strand", bases, dropped)
+            tally.records_out -= dropped
+            tally.bases_out -= bases
+    for of_split in files.values():
+        of_split.close()
+    return {name: of_split.sums for name, of_split in files.items()}
 
 
-def splits_of(groups: np.ndarray, options: PrepareOptions) -> np.ndarray:
-    """int8 [n]: index into SPLITS for the hashes of groups (uint64 [n])."""
-    place = groups / 2**64
-    return np.where(place < options.valid, 1, np.where(place < options.valid + options.test, 2, 0)).astype(np.int8)
+class _Input:
+    """What a read task has noted, as the splits want it."""
+
+    def __init__(self, folder: Path, report: dict[str, Any]) -> None:
+        self._folder = folder
+        self._records: int = report["records"]
+        self.table = Table(
+            self._read("keys.bin", "<u8"),
+            self.group_name,
+            self._read("digests.bin", "u1").reshape(-1, 16) if (folder / "digests.bin").exists() else None,
+            Sample(self._read("sample-values.bin", "<u8"), self._read("sample-counts.bin", "<u4"))
+            if report["sampled"]
+            else None,
+        )
+
+    def _read(self, name: str, dtype: str) -> np.ndarray:
+        path = self._folder / name
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+
+    @cached_property
+    def _texts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the group's name of each record begins and how long it is, int64 [records]; and the bytes, uint8."""
+        begins, lengths = np.zeros((2, self._records), dtype=np.int64)
+        for rows in _in_parts(self._folder / "rows.bin", self._records):
+            ordinals = rows["ordinal"].astype(np.int64)
+            begins[ordinals] = rows["text"] + rows["name"]
+            lengths[ordinals] = rows["label"]
+        return begins, lengths, self._read("texts.bin", "u1")
+
+    def group_name(self, record: int) -> str:
+        begins, lengths, texts = self._texts
+        return texts[begins[record] : begins[record] + lengths[record]].tobytes().decode()
 
 
-def split_of(group: str, options: PrepareOptions) -> str:
-    """The split of a group: a hash of its name alone, so that adding data never moves a group."""
-    return SPLITS[int(splits_of(np.array([group_hash(group)], dtype=np.uint64), options)[0])]
+def _in_parts(path: Path, count: int, most: int = 1 << 18) -> Iterator[np.ndarray]:
+    for at in range(0, count, most):
+        yield np.fromfile(path, dtype=ROW, count=min(most, count - at), offset=at * ROW.itemsize)
 
 
 @dataclass
 class _SplitFiles:
-    """The placed records of one split: rows, their first tokens, and their names and groups."""
+    """The placed records of one split: rows, their first tokens, and their texts."""
 
     folder: Path
     split: str
@@ -127,10 +179,10 @@ class _SplitFiles:
         if not len(rows):
             return
         placed = np.zeros(len(rows), dtype=PLACED)
-        for name in set(PLACED.names or ()) & set(ROW.names or ()):
+        for name in _COPIED:
             placed[name] = rows[name]
         placed["source"] = sources
-        lengths = rows["name"].astype(np.int64) + rows["label"]
+        lengths = text_lengths(rows)
         placed["text"] = self._text + np.cumsum(lengths) - lengths
         counts = rows["tokens"].astype(np.int64)
         places = self.sums["tokens"] + np.cumsum(counts) - counts
@@ -147,18 +199,32 @@ class _SplitFiles:
             file.close()
 
 
-def _empty_split(name: str, tally: Tally, options: PrepareOptions) -> str:
-    kept = tally.records_out
-    if not kept:
+def _splitting(answer: split.Settled) -> dict[str, Any]:
+    """What dataset.json says of the splits."""
+    return {
+        "groups": answer.groups,
+        "units": answer.units,
+        "largest_units": [asdict(unit) for unit in answer.largest],
+        "leakage": asdict(answer.leakage) if answer.leakage else None,
+    }
+
+
+def _check_any(tally: Tally) -> None:
+    if not tally.records_out:
         reasons = ", ".join(f"{count.records:,} {reason}" for reason, count in sorted(tally.dropped.items()))
-        return f"no sequence is left of {tally.records_in:,} records ({reasons or 'none read'}): there is nothing to train on."
+        raise DataError(
+            f"no sequence is left of {tally.records_in:,} records ({reasons or 'none read'}): there is nothing to train on."
+        )
+
+
+def _empty_split(name: str, kept: int, options: PrepareOptions) -> str:
     if name == "train":
         return (
             f"the train split got none of {kept:,} records: they fall into too few groups. Give more data, or "
             "--valid 0 --test 0."
         )
-    share = {"valid": options.valid, "test": options.test}[name]
+    share = getattr(options.splitting.holdouts, name)
     return (
-        f"the {name} split got none of {kept:,} records (--{name} {share:g}): the records fall into too few groups. "
+        f"the {name} split got none of {kept:,} records (--{name} {share}): the records fall into too few groups. "
         f"Give more data, another share, another --group, or --{name} 0."
     )

@@ -1,11 +1,13 @@
 """Which record each stretch of a shard came from: shard-NNNNNN.records.parquet, never needed to train."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+from dnascale.data.prepare.runs import text_lengths
 
 #: Rows of the table that are made at a time: a row group of the file.
 _GROUP_ROWS = 1 << 17
@@ -18,11 +20,24 @@ class Stretches:
     rows: Iterable[tuple[np.ndarray, np.ndarray]]  # PLACED [n] and the places of their first tokens (int64), in order
     begin: int
     end: int
-    edges: np.ndarray  # of lower case, offsets in the shard, begin and end alternating
+    texts: Path
 
 
-def write_sidecar(path: Path, stretches: Stretches, texts: Path) -> int:
-    """Writes the table, and gives its number of rows. A separator may be alone in its shard: it has no row."""
+class Edges(Protocol):
+    """Where lower case begins and ends in stretches."""
+
+    def of(
+        self, rows: np.ndarray, texts: np.ndarray, before: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For rows whose stretches begin `before` tokens into their record, `starts` into the shard, and are `lengths` long.
+
+        Gives int64 [n + 1], bounds in int64 [m], the edges as offsets in each stretch in bases; and int64 [n], the bases
+        of the record before each stretch.
+        """
+
+
+def write_sidecar(path: Path, stretches: Stretches, edges: Edges) -> tuple[int, int]:
+    """Writes the table. Gives its number of rows (a separator alone in its shard has none) and of bases in lower case."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -30,61 +45,105 @@ def write_sidecar(path: Path, stretches: Stretches, texts: Path) -> int:
         [("record", pa.string()), ("group", pa.string()), ("source", pa.int32()), ("record_start", pa.int64()),
          ("shard_start", pa.int64()), ("length", pa.int64()), ("soft_mask_edges", pa.list_(pa.int64()))]
     )  # fmt: skip
-    written = 0
+    written = masked = 0
     with (
-        texts.open("rb") as names,
+        stretches.texts.open("rb") as texts,
         pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for rows, places in stretches.rows:
             for at in range(0, len(rows), _GROUP_ROWS):
-                columns = _columns(rows[at : at + _GROUP_ROWS], places[at : at + _GROUP_ROWS], stretches, names)
-                table = pa.table(columns, schema=schema)
-                written += len(table)
-                if len(table):
-                    writer.write_table(table)
-    return written
+                some = slice(at, at + _GROUP_ROWS)
+                columns, lower = _columns(rows[some], places[some], stretches, texts, edges)
+                if columns:
+                    writer.write_table(pa.table(columns, schema=schema))
+                    written += len(columns[0])
+                    masked += lower
+    return written, masked
 
 
-def _columns(rows: np.ndarray, places: np.ndarray, stretches: Stretches, names: Any) -> list[Any]:
+def _columns(
+    rows: np.ndarray, places: np.ndarray, stretches: Stretches, texts: Any, edges: Edges
+) -> tuple[list[Any], int]:
     import pyarrow as pa
 
     begins = np.maximum(places, stretches.begin)
     ends = np.minimum(places + rows["tokens"].astype(np.int64) - 1, stretches.end)  # without the separator
     some = ends > begins
     rows, places, begins, ends = rows[some], places[some], begins[some], ends[some]
+    if not len(rows):
+        return [], 0
+    texts.seek(int(rows["text"][0]))
+    size = int(rows["text"][-1] - rows["text"][0]) + int(text_lengths(rows[-1:])[0])
+    data = np.frombuffer(texts.read(size), dtype=np.uint8)
     starts, lengths = begins - stretches.begin, ends - begins
-    record, group = _texts(rows, names)
-    return [
-        record, group,
+    bounds, values, bases_before = edges.of(rows, data, begins - places, starts, lengths)
+    columns = [
+        *_names(rows, data),
         pa.array(rows["source"].astype(np.int32)),
-        pa.array(rows["start"].astype(np.int64) + begins - places),
+        pa.array(rows["start"].astype(np.int64) + bases_before),
         pa.array(starts),
         pa.array(lengths),
-        _edges(starts, lengths, stretches.edges),
-    ]  # fmt: skip
+        pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pa.array(values)),
+    ]
+    return columns, int(values[1::2].sum() - values[::2].sum())
 
 
-def _texts(rows: np.ndarray, names: Any) -> tuple[Any, Any]:
-    """The names of records and of their groups, which lie in the file in turn."""
+def _names(rows: np.ndarray, data: np.ndarray) -> tuple[Any, Any]:
+    """The names of records and of their groups. In the texts, the two and then the edges follow each other."""
     import pyarrow as pa
 
-    if not len(rows):
-        return pa.array([], pa.string()), pa.array([], pa.string())
-    lengths = np.stack([rows["name"], rows["label"]], axis=1).astype(np.int64).ravel()
+    lengths = np.stack([rows["name"], rows["label"], rows["edges"]], axis=1).astype(np.int64).ravel()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    names.seek(int(rows["text"][0]))
-    data = names.read(int(rows["text"][-1] - rows["text"][0]) + int(lengths[-2:].sum()))
-    both = pa.LargeStringArray.from_buffers(len(lengths), pa.py_buffer(offsets), pa.py_buffer(data)).cast(pa.string())
-    return both.take(pa.array(np.arange(0, len(lengths), 2))), both.take(pa.array(np.arange(1, len(lengths), 2)))
+    every = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+    record, group = (every.take(pa.array(np.arange(first, len(lengths), 3))) for first in (0, 1))
+    return record.cast(pa.binary()).cast(pa.string()), group.cast(pa.binary()).cast(pa.string())
 
 
-def _edges(starts: np.ndarray, lengths: np.ndarray, edges: np.ndarray) -> Any:
-    """The edges of each stretch, as offsets in it."""
-    import pyarrow as pa
+@dataclass(frozen=True)
+class EdgesOfTokens:
+    """Of shards in which a token is a base: their own edges, uint32 [2 k], offsets in the shard."""
 
-    if not len(starts):
-        return pa.array([], pa.list_(pa.int64()))
-    first = np.searchsorted(edges, starts[:1], side="left")
-    offsets = np.concatenate([first, np.searchsorted(edges, starts + lengths, side="right")])
-    values = edges[offsets[0] : offsets[-1]].astype(np.int64) - np.repeat(starts, np.diff(offsets))
-    return pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), pa.array(values))
+    edges: np.ndarray
+
+    def of(
+        self, rows: np.ndarray, texts: np.ndarray, before: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first = np.searchsorted(self.edges, starts[:1], side="left")
+        bounds = np.concatenate([first, np.searchsorted(self.edges, starts + lengths, side="right")])
+        values = self.edges[bounds[0] : bounds[-1]].astype(np.int64) - np.repeat(starts, np.diff(bounds))
+        return bounds - bounds[0], values, before
+
+
+@dataclass(frozen=True)
+class EdgesOfRecords:
+    """Of shards whose tokens do not tell to the base: what was noted of each record, cut where its shard begins and ends.
+
+    `bases_before(row, tokens)`: how many bases the first tokens of a record stand for.
+    """
+
+    bases_before: Callable[[np.void, int], int]
+
+    def of(
+        self, rows: np.ndarray, texts: np.ndarray, before: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        counts = rows["edges"].astype(np.int64) // 8
+        ends = (rows["text"] - rows["text"][0]).astype(np.int64) + text_lengths(rows)
+        where = np.repeat(ends - 8 * np.cumsum(counts), counts) + 8 * np.arange(counts.sum())
+        values = texts[where[:, None] + np.arange(8)].view("<u8").astype(np.int64).ravel()
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        skipped = np.zeros(len(rows), dtype=np.int64)
+        cut = {0, len(rows) - 1}  # only the first and the last record of a shard may go on in another
+        parts = []
+        for row in sorted(cut):
+            if before[row] == 0 and lengths[row] == rows["tokens"][row] - 1:
+                continue
+            skipped[row] = begin = self.bases_before(rows[row], int(before[row]))
+            end = self.bases_before(rows[row], int(before[row] + lengths[row]))
+            own = np.clip(values[bounds[row] : bounds[row + 1]], begin, end).reshape(-1, 2) - begin
+            parts.append((row, own[own[:, 0] < own[:, 1]].ravel()))
+        for row, own in reversed(parts):
+            values = np.concatenate([values[: bounds[row]], own, values[bounds[row + 1] :]])
+            bounds[row + 1 :] += len(own) - (bounds[row + 1] - bounds[row])
+        return bounds, values, skipped

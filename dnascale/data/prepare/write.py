@@ -11,11 +11,11 @@ import numpy as np
 
 from dnascale.data.prepare.plan import Work
 from dnascale.data.prepare.settle import PLACED
-from dnascale.data.prepare.sidecar import Stretches, write_sidecar
+from dnascale.data.prepare.sidecar import EdgesOfRecords, EdgesOfTokens, Stretches, write_sidecar
 from dnascale.data.shards import SHARD_NAME
 from dnascale.data.writer import TarShard
 from dnascale.files import sync, write_whole
-from dnascale.vocab import SOFT_MASK_BIT
+from dnascale.vocab import CHARACTER, Vocabulary
 
 Advance = Callable[[int], None]
 
@@ -46,19 +46,20 @@ def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
     mine = path.with_suffix(f".tar.{os.getpid()}")
     mine.unlink(missing_ok=True)
 
-    tokens = np.empty(end - begin, dtype=np.uint8)
+    vocabulary, soft = plan.vocabulary, plan.vocabulary.dtype.type(plan.vocabulary.soft_mask_bit)
+    tokens = np.empty(end - begin, dtype=vocabulary.dtype)
     for rows, places in placed.between(begin, end):
         _fill(tokens, rows, places - begin, [work.read(source) for source in range(len(plan.inputs))])
-    counts, edges = np.zeros(256, dtype=np.int64), _Edges()
+    counts, edges = np.zeros(len(vocabulary), dtype=np.int64), _Edges()
     tar = TarShard(mine, name, number)
     try:
         with ThreadPoolExecutor(1) as helper:  # hashing and writing leave the interpreter to the counting
             pending: list[Future[None]] = []
             for at in range(0, len(tokens), plan.block_tokens):
                 block = tokens[at : at + plan.block_tokens]
-                edges.add(block >= SOFT_MASK_BIT)
-                plain = block & np.uint8(SOFT_MASK_BIT - 1)
-                counts += count(plain, plan.vocabulary.sep)
+                edges.add(block >= soft)
+                plain = block & (soft - 1)
+                counts += count(plain, len(vocabulary))
                 pending.append(helper.submit(tar.write, block if plan.options.soft_mask else plain))
                 if len(pending) > 8:
                     pending.pop(0).result()
@@ -66,9 +67,12 @@ def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
             for write in pending:
                 write.result()
         del tokens
-        stretches = Stretches(placed.between(begin, end), begin, end, edges.finish())
         sidecar = mine.with_suffix(".records.parquet")
-        records = write_sidecar(sidecar, stretches, work.settled / f"{split}.texts")
+        stretches = Stretches(placed.between(begin, end), begin, end, work.settled / f"{split}.texts")
+        if vocabulary.one_base_a_token:
+            records, masked = write_sidecar(sidecar, stretches, EdgesOfTokens(edges.finish()))
+        else:
+            records, masked = write_sidecar(sidecar, stretches, EdgesOfRecords(BasesBefore(work, vocabulary)))
         shard = tar.finish(records)
     finally:
         tar.close()
@@ -77,7 +81,7 @@ def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
         file.replace(final)
     body = {
         "bytes": shard.bytes, "sha256": shard.sha256, "records": shard.records, "blocks": shard.blocks.tolist(),
-        "counts": {str(i): int(counts[i]) for i in np.flatnonzero(counts)}, "soft_masked": edges.masked,
+        "counts": {str(i): int(counts[i]) for i in np.flatnonzero(counts)}, "soft_masked": masked,
     }  # fmt: skip
     write_whole(marker(work, split, number), json.dumps(body).encode())
 
@@ -107,26 +111,26 @@ def _fill(out: np.ndarray, rows: np.ndarray, places: np.ndarray, folders: list[P
     targets = places + before
     starts = rows["token"].astype(np.int64) + before
     lengths = np.minimum(rows["tokens"].astype(np.int64) - before, len(out) - targets)
-    bounds = np.flatnonzero(np.diff(rows["source"], prepend=-1, append=-1))
+    width = out.itemsize
+    bounds = np.flatnonzero(np.diff(rows["source"].astype(np.int64), prepend=-1, append=-1))
     for low, high in pairwise(bounds.tolist()):
         path = folders[int(rows["source"][low])] / "tokens.bin"
-        _fill_from(path, out.data, targets[low:high], starts[low:high], lengths[low:high])
+        _fill_from(path, out.view(np.uint8).data, *(width * a[low:high] for a in (targets, starts, lengths)))
 
 
 def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
-    """The same from one file, whose stretches ascend. What lies close together is read in one piece."""
+    """The same from one file, whose stretches (int64 [n], in bytes) ascend. What lies close together is read in one piece."""
     ends = starts + lengths
     apart = np.flatnonzero((starts[1:] - ends[:-1] > _GAP) | (starts[1:] // _WINDOW != starts[:-1] // _WINDOW)) + 1
-    cuts = [0, *apart.tolist(), len(starts)]
     handle = os.open(path, os.O_RDONLY)
     try:
-        for low, high in pairwise(cuts):
+        for low, high in pairwise([0, *apart.tolist(), len(starts)]):
             begin, size = int(starts[low]), int(ends[high - 1] - starts[low])
             if high - low == 1:  # straight to its place
-                _read_into(handle, out[int(targets[low]) : int(targets[low]) + size], begin)
+                read_into(handle, out[int(targets[low]) : int(targets[low]) + size], begin)
                 continue
             window = memoryview(bytearray(size))
-            _read_into(handle, window, begin)
+            read_into(handle, window, begin)
             stretches = zip(
                 targets[low:high].tolist(), (starts[low:high] - begin).tolist(), lengths[low:high].tolist(), strict=True
             )
@@ -136,7 +140,8 @@ def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndar
         os.close(handle)
 
 
-def _read_into(handle: int, target: memoryview, offset: int) -> None:
+def read_into(handle: int, target: memoryview, offset: int) -> None:
+    """Fills `target` from a file of the work folder."""
     done = 0
     while done < len(target):
         got = os.preadv(handle, [target[done : done + (1 << 24)]], offset + done)
@@ -145,13 +150,34 @@ def _read_into(handle: int, target: memoryview, offset: int) -> None:
         done += got
 
 
+class BasesBefore:
+    """How many bases the first tokens of a record stand for: where a record goes on that began in an earlier shard."""
+
+    def __init__(self, work: Work, vocabulary: Vocabulary) -> None:
+        self._work, self._vocabulary = work, vocabulary
+
+    def __call__(self, row: np.void, tokens: int) -> int:
+        """Of the first `tokens` tokens of a placed row."""
+        dtype = self._vocabulary.dtype
+        mask = dtype.type(self._vocabulary.soft_mask_bit - 1)
+        piece, bases = np.empty(1 << 20, dtype=dtype), 0
+        handle = os.open(self._work.read(int(row["source"])) / "tokens.bin", os.O_RDONLY)
+        try:
+            for at in range(0, tokens, len(piece)):
+                part = piece[: min(len(piece), tokens - at)]
+                read_into(handle, part.view(np.uint8).data, (int(row["token"]) + at) * dtype.itemsize)
+                bases += int(self._vocabulary.bases_per_token[part & mask].sum())
+        finally:
+            os.close(handle)
+        return bases
+
+
 class _Edges:
     """Where lower case begins and ends in a shard, block by block."""
 
     def __init__(self) -> None:
         self._found: list[np.ndarray] = []
         self._at, self._inside = 0, False
-        self.masked = 0
 
     def add(self, mask: np.ndarray) -> None:
         """`mask`: bool [n], of the next n tokens."""
@@ -161,7 +187,6 @@ class _Edges:
         self._found.append((edges + self._at).astype(np.uint32))
         self._at += len(mask)
         self._inside = bool(mask[-1])
-        self.masked += int(np.count_nonzero(mask))
 
     def finish(self) -> np.ndarray:
         """uint32 [2 k]: offsets in the shard, begin and end alternating."""
@@ -170,13 +195,13 @@ class _Edges:
         return np.concatenate(self._found)
 
 
-def count(tokens: np.ndarray, separator: int) -> np.ndarray:
-    """int64 [256]: how often each id is in tokens (uint8 [n]). Bases and separators, nearly all there is, the fast way."""
-    counts = np.zeros(256, dtype=np.int64)
+def count(tokens: np.ndarray, size: int) -> np.ndarray:
+    """int64 [size]: how often each id is in tokens [n]. The bases, nearly all there is of uint8, the fast way."""
+    counts = np.zeros(size, dtype=np.int64)
     left = len(tokens)
-    for token in (0, 1, 2, 3, separator, 4):
+    for token in (0, 1, 2, 3, CHARACTER.sep, 4) if tokens.itemsize == 1 else ():
         if not left:
             return counts
         counts[token] = np.count_nonzero(tokens == token)
         left -= int(counts[token])
-    return np.bincount(tokens, minlength=256) if left else counts
+    return np.bincount(tokens, minlength=size) if left else counts
