@@ -35,7 +35,7 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=SPECS)
 def dataset(request: pytest.FixtureRequest, fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("data") / "data"
-    return prepare([str(fasta)], out, PrepareOptions(valid=0.4), load_vocabulary(request.param))
+    return prepare([str(fasta)], out, PrepareOptions(valid=0.4, tokenizer=request.param))
 
 
 def says_the_same_everywhere(probabilities: torch.Tensor) -> Any:
