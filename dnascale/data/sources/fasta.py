@@ -173,7 +173,6 @@ class _Parser:
             self.mark(*self.header_at, "'>' without a name; write the name directly after it, as in '>chr1'")
 
     def close_record(self) -> Record | None:
-        report = self.report
         if problem := self.problem:
             if self.amino > _PROTEIN_SHARE * (self.good + self.strange):
                 self.problem = None
@@ -182,11 +181,7 @@ class _Parser:
             self.problems.bad_record(problem.line, problem.column, problem.what + more, problem.offset, self.good)
             self.problem, self.good, self.strange, self.amino = None, 0, 0, 0
             return None
-        report.records += 1
-        report.bases += self.bases.length
-        if not self.bases.length:
-            report.empty += 1
-            report.warn(f"{report.name}:{self.header_line}:1: record {shown(self.name)} has no bases")
+        self.report.gave(self.bases.length, shown(self.name), self.header_line)
         return self.bases.record(self.name, self.description, self.header_line)
 
     def finish(self) -> None:

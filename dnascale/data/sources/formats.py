@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from dnascale.data.sources.alphabet import NOT_A_BASE, shown
 from dnascale.data.sources.compression import GZIP_MAGIC
+from dnascale.data.sources.delimited import looks_delimited
+from dnascale.data.sources.hub import FORMAT, hub_records
 from dnascale.data.sources.locate import Input
 from dnascale.data.sources.opened import BLOCK_BYTES, Source
 from dnascale.data.sources.record import Record
@@ -36,16 +38,24 @@ class Format:
         return reader
 
 
+DELIMITED = Format("csv", (), "delimited:delimited")  # told last, by what is no sign of anything else
 FORMATS = (
     Format("fasta", (b">",), "fasta:records"),
     Format("fastq", (b"@",), "fastq:records"),
+    Format("genbank", (b"LOCUS ",), "flatfile:genbank"),
+    Format("embl", (b"ID   ",), "flatfile:embl"),
+    Format("2bit", (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"), "twobit:records"),
+    Format("parquet", (b"PAR1",), "tables:parquet"),
+    Format("arrow", (b"ARROW1\0\0", b"\xff\xff\xff\xff"), "tables:arrow"),
+    Format("jsonl", (b"{",), "delimited:json_lines"),
+    DELIMITED,
 )
 
 # How a file that nobody here reads starts, what it is, and what to do.
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (tuple(b"@%s\t" % tag for tag in (b"HD", b"SQ", b"RG", b"PG", b"CO")), "SAM, convert it with `samtools fasta`"),
     ((b"<",), "an HTML or XML page (the download has probably failed), fetch the file again"),
-    ((b"{", b"["), "JSON (an error page of a failed download?), fetch the file again"),
+    ((b"[",), "JSON, of which only JSON Lines are read, one object a line (`jq -c '.[]'` makes them)"),
     ((b"version https://git-lfs",), "a Git LFS pointer and not the file itself, run `git lfs pull`"),
     ((b"\xff\xfe", b"\xfe\xff", b"\0>"), "UTF-16 text, convert it with `iconv -f UTF-16 -t UTF-8`"),
     ((b"PK\x03\x04", b"PK\x05\x06"), "a zip archive, unpack it first"),
@@ -56,12 +66,14 @@ _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"LZIP",), "compressed with lzip, recompress it with gzip"),
     ((b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"), "compressed twice, decompress it once"),
     ((GZIP_MAGIC,), "gzip within gzip (compressed twice), decompress it once"),
-    ((b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"), "UCSC 2bit, convert it with `twoBitToFa`"),
     ((b"BAM\1", b"CRAM"), "BAM or CRAM, convert it with `samtools fasta`"),
     ((b"NCBI.sra",), "an SRA archive, convert it with `fasterq-dump`"),
     ((b"%PDF",), "a PDF document, give the sequences"),
-    ((b"LOCUS ",), "a GenBank record, convert it to FASTA"),
-    ((b"ID   ",), "an EMBL record, convert it to FASTA"),
+    ((b"PARE",), "encrypted Parquet, decrypt it first"),
+    ((b"FEA1",), "Feather of version 1, write it again as version 2 or Parquet"),
+    ((b"ORC",), "ORC, convert it to Parquet"),
+    ((b"\x89HDF",), "HDF5, write its sequences as FASTA or Parquet"),
+    ((b"SQLite format 3",), "an SQLite data base, export a table as CSV"),
     ((b"##",), "an annotation or variant table (GFF or VCF), give the sequences"),
     ((b";",), "a ';' comment, remove everything before the first '>'"),
 )
@@ -83,6 +95,10 @@ def read(
         UsageError: no such format.
     """
     report = report if report is not None else ReadReport(input.name)
+    if input.format == FORMAT:
+        yield from hub_records(input.location, options, report)
+        report.refuse(options.skip_bad_records)
+        return
     with Source(input, report, block_bytes) as source:
         form = _format_of(source, options)
         report.format = form.name
@@ -113,6 +129,8 @@ def _format_of(source: Source, options: ReadOptions) -> Format:
         length, form = max(fitting, key=lambda fit: fit[0], default=(-1, FORMATS[0]))
         if length >= max(other, default=0):
             return form
+    if _what_starts(text) is None and looks_delimited(text):
+        return DELIMITED
     raise _not_sequence(source, text)
 
 
@@ -128,12 +146,16 @@ def _not_sequence(source: Source, text: bytes) -> DataError:
     return DataError(f"{report.name}:{line}:1: the first line must start with '>', but this is {_what_is(text)}.")
 
 
-def _what_is(head: bytes) -> str:
+def _what_starts(head: bytes) -> str | None:
+    """What a file is that starts like this, if it is known."""
     if head[257:262] == b"ustar":
         return "a tar archive, unpack it first"
-    for starts, what in _OTHERS:
-        if head.startswith(starts):
-            return what
+    return next((what for starts, what in _OTHERS if head.startswith(starts)), None)
+
+
+def _what_is(head: bytes) -> str:
+    if what := _what_starts(head):
+        return what
     line = head.split(b"\n", 1)[0]
     if line.lstrip().startswith(b">"):
         return "white space before '>', remove it"

@@ -77,6 +77,14 @@ class ReadReport:
         elif len(self.warnings) == MAX_SHOWN:
             self.warnings.append(f"{self.name}: further warnings are not shown")
 
+    def gave(self, bases: int, name: str, line: int) -> None:
+        """Count a record that is given out, with `bases` bases; `name` is fit to be shown."""
+        self.records += 1
+        self.bases += bases
+        if not bases:
+            self.empty += 1
+            self.warn(f"{self.name}:{line}:1: record {name} has no bases")
+
     def note(self, problem: Problem) -> None:
         """Keep a problem."""
         self.problem_count += 1
