@@ -1,6 +1,5 @@
 """A finished or running training run, as the commands that use its model see it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from dnascale.config import Config, DataConfig, parse
 from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.train.checkpoint import Checkpoint, require_newest
-from dnascale.vocab import CHARACTER, Vocabulary, vocabulary_from_json
+from dnascale.vocab import CHARACTER, Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from transformers import ModernBertForMaskedLM
@@ -50,10 +49,7 @@ class Run:
     def vocabulary(self) -> Vocabulary:
         """What its tokens are. Raises DataError or CheckpointError when the file that says so is damaged or of another run."""
         path = self.folder / "vocabulary.json"
-        try:
-            vocabulary = vocabulary_from_json(json.loads(path.read_bytes()), str(path))
-        except (FileNotFoundError, ValueError):
-            vocabulary = CHARACTER
+        vocabulary = read_vocabulary(path) if path.exists() else CHARACTER
         if vocabulary.digest != self.checkpoint.identity.vocabulary:
             raise CheckpointError(
                 f"{path} is missing or not that of {self.checkpoint.folder}: restore it from a copy of the run."

@@ -5,8 +5,9 @@ each token stands for, and `tokenizer` is the same vocabulary for Hugging Face p
 """
 
 from dnascale.vocab.character import CHARACTER, PREDICTED_BASES, SOFT_MASK_BIT, Vocabulary
-from dnascale.vocab.load import load_vocabulary, vocabulary_from_json
+from dnascale.vocab.load import load_vocabulary, read_vocabulary, vocabulary_from_json
 
 __all__ = [
-    "CHARACTER", "PREDICTED_BASES", "SOFT_MASK_BIT", "Vocabulary", "load_vocabulary", "vocabulary_from_json",
+    "CHARACTER", "PREDICTED_BASES", "SOFT_MASK_BIT", "Vocabulary", "load_vocabulary", "read_vocabulary",
+    "vocabulary_from_json",
 ]  # fmt: skip

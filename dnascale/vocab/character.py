@@ -179,6 +179,17 @@ class Vocabulary:
         """uint8 [n]: `SOFT_MASK_BIT` where the letter is lower case, else 0."""
         return np.frombuffer(bases.translate(self.soft_mask_table), dtype=np.uint8)
 
+    def letters(self, codes: np.ndarray) -> str:
+        """Character ids uint8 [n] to letters, in upper case whatever their bit 7; what has no letter is `?`."""
+        return self._letter_bytes[codes & ~np.uint8(SOFT_MASK_BIT)].tobytes().decode()
+
+    @cached_property
+    def _letter_bytes(self) -> np.ndarray:
+        """uint8 [128], by character id."""
+        table = np.full(1 << 7, ord("?"), dtype=np.uint8)
+        table[: self.bases] = [ord(letter) for letter in self.tokens[: self.bases]]
+        return table
+
     # --- letters to tokens and back ---
 
     def encode_codes(self, codes: np.ndarray) -> np.ndarray:
@@ -203,6 +214,13 @@ class Vocabulary:
     def _encode_beginning(self, codes: np.ndarray) -> tuple[np.ndarray, int]:
         """Tokens that stay the same whatever follows, and how many letters they stand for."""
         return codes, len(codes)
+
+    @staticmethod
+    def _whole_units(codes: np.ndarray, unit: int) -> int:
+        """How many letters are settled where each run of A, C, G, T is cut from its start into parts of `unit` bases."""
+        other = np.flatnonzero(codes & ~np.uint8(SOFT_MASK_BIT) >= PREDICTED_BASES)
+        run = int(other[-1]) + 1 if len(other) else 0
+        return run + (len(codes) - run) // unit * unit
 
     @cached_property
     def _spelled(self) -> list[np.ndarray]:
@@ -254,8 +272,8 @@ class Vocabulary:
         letters = ((self.tokens[code & ~SOFT_MASK_BIT], code & SOFT_MASK_BIT) for code in codes)
         return "".join(letter.lower() if soft else letter for letter, soft in letters)
 
-    def tokenizer(self, model_max_length: int) -> "PreTrainedTokenizerFast":
-        """The same vocabulary as a Hugging Face tokenizer that works where dnascale is not installed."""
+    def tokenizer(self, model_max_length: int | None) -> "PreTrainedTokenizerFast":
+        """The same vocabulary as a Hugging Face tokenizer that works where dnascale is not installed. None: any length."""
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast(

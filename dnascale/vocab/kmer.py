@@ -103,9 +103,7 @@ class KmerVocabulary(Vocabulary):
         if self.overlap:  # a token is settled when its last base is known
             settled = max(0, len(codes) - self.k + 1)
             return self._encode(codes)[:settled], settled
-        other = np.flatnonzero(codes & ~np.uint8(SOFT_MASK_BIT) >= PREDICTED_BASES)
-        run = int(other[-1]) + 1 if len(other) else 0
-        settled = run + (len(codes) - run) // self.k * self.k
+        settled = self._whole_units(codes, self.k)
         return self._encode(codes[:settled]), settled
 
     def _numbers(self, digits: list[np.ndarray]) -> np.ndarray:
