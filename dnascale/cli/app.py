@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dnascale import __version__
-from dnascale.cli import checkpoints, data, prepare, train
+from dnascale.cli import checkpoints, data, prepare, tokenizer, train
 from dnascale.errors import DnascaleError, UsageError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(prepare.prepare)
 app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.command()(train.train)
 app.command("eval")(train.evaluate)
 app.command()(train.export)

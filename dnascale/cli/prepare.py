@@ -24,7 +24,10 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
     tokenizer: Annotated[
-        str, typer.Option(metavar="NAME", help="character, kmer:K, kmer:K:overlap, or the folder of a trained one.")
+        str,
+        typer.Option(
+            metavar="NAME", help="character, kmer:K, kmer:K:overlap, or a folder made by `dnascale tokenizer train`."
+        ),
     ] = "character",
     soft_mask: Annotated[
         bool, typer.Option("--soft-mask", help="Keep lower case in the shards, for loss weights of repeats.")
