@@ -20,3 +20,8 @@ def random_fasta(seed: int, count: int = 300, genes: int = 120, longest: int = 8
 def write(path: Path, records: Fasta) -> str:
     path.write_text("".join(f">{header}\n{bases}\n" for header, bases in records))
     return str(path)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fasta import random_fasta, write
+from fasta import random_fasta, tree, write
 
 from dnascale.data.mapped import MappedShards
 from dnascale.data.prepare import PrepareOptions, prepare
@@ -41,10 +41,6 @@ def rows_of(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
 
 def text_of(tokens: np.ndarray) -> str:
     return CHARACTER.decode(tokens.astype(np.int64))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def splits_of_groups(dataset: Dataset) -> dict[str, set[str]]:

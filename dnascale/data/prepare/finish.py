@@ -42,8 +42,7 @@ def finish(work: Work, settled: Settled, out: Path) -> Dataset:
         splits=splits,
         block_tokens=plan.block_tokens,
     )
-    for path in work.shards.glob("*/*.tar.*"):  # of a task that was killed and done again by another process
-        path.unlink()
+    _tidy(work.shards, splits)
     dataset.save(work.shards)
     for folder, _, _ in os.walk(work.shards):
         sync(Path(folder))
@@ -51,6 +50,15 @@ def finish(work: Work, settled: Settled, out: Path) -> Dataset:
     sync(out.parent)
     shutil.rmtree(work.folder, ignore_errors=True)
     return load_dataset(out)
+
+
+def _tidy(folder: Path, splits: dict[str, Split]) -> None:
+    """Removes what processes that were killed have left between the shards."""
+    tars = [Path(split.shards.name(number)) for split in splits.values() for number in range(len(split.shards))]
+    known = {folder / file for tar in tars for file in (tar, tar.with_suffix(".records.parquet"))}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in known:
+            path.unlink()
 
 
 def _split(work: Work, name: str, sums: dict[str, int], vocabulary: Vocabulary) -> Split:

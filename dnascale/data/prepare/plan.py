@@ -213,7 +213,8 @@ def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
     """What of another plan is not as in this one, in a few words."""
     if found.get("version") != body["version"] or found.get("layout") != body["layout"]:
         return f"dnascale {found.get('version')}"
-    if found["inputs"] != body["inputs"]:
+    locations = [[input["location"] for input in one["inputs"]] for one in (found, body)]
+    if locations[0] != locations[1]:
         return "other inputs"
     if found["stamps"] != body["stamps"]:
         changed = [i for i, pair in enumerate(zip(found["stamps"], body["stamps"], strict=True)) if pair[0] != pair[1]]
