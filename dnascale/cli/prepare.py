@@ -1,6 +1,8 @@
 """`dnascale prepare`: sequences to shards."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -175,15 +177,17 @@ def prepare(
     from dnascale.data.shards import Dataset
 
     options = PrepareOptions(**given)
-    rank, world = _part(rank, world)
+    part = _part(rank, world)
     plan = Plan.of(sources, options)
-    crew = Crew(_workers(workers, sum(size for size, _ in plan.stamps)), rank, world)
+    crew = Crew(_workers(workers, sum(size for size, _ in plan.stamps)), *(part or (0, 1)), part=part is not None)
     with shown_progress() as progress:
         done = carry_out_plan(plan, out, crew, progress)
     if isinstance(done, Dataset):
         show_dataset(done, as_json)
+    elif as_json:
+        print(json.dumps({"rank": crew.rank, "world": crew.world, **asdict(done)}))
     else:
-        print(f"rank {rank} of {world}: {done}")
+        print(f"rank {crew.rank} of {crew.world}: {done}")
     if not as_json and progress.summary:
         print(progress.summary)
 
@@ -200,13 +204,13 @@ def _workers(asked: int | None, size: int) -> int:
     return max(1, min(cpus, size // (8 << 20)))
 
 
-def _part(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Which part of the work this call does: as said, or as a Slurm array says, or all of it."""
+def _part(rank: int | None, world: int | None) -> tuple[int, int] | None:
+    """Which part of the work this call does: as said, or as a Slurm array says; None: all of it."""
     if (rank is None) != (world is None):
         raise UsageError("--rank and --world belong together: give both, or neither.")
     if rank is not None and world is not None:
         return rank, world
     array = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "STEP")}
     if array["ID"] is None or array["COUNT"] is None:
-        return 0, 1
+        return None
     return (int(array["ID"]) - int(array["MIN"] or 0)) // int(array["STEP"] or 1), int(array["COUNT"])

@@ -62,7 +62,12 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         # Whatever cannot be is refused before anything is read.
-        _ = self.taking, self.cleaning, self.grouping, self.splitting
+        _ = self.taking, self.cleaning, self.grouping
+        holdouts = self.splitting.holdouts
+        for name in ("valid", "test"):  # one way to write a share, however it was given
+            holdout = getattr(holdouts, name)
+            if not holdout.names:
+                object.__setattr__(self, name, holdout.share)
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} must be at least 0.")
 

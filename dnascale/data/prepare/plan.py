@@ -148,8 +148,9 @@ class Work:
             said = f"{self.folder} was begun with {_difference(found, body)}"
             if not alone:
                 raise UsageError(f"{said}: give all parts of one run the same, or remove the folder to start anew.")
-        if found != body:
+        if said:
             self._keep_only([self.read(number).name for number in range(len(self.plan.inputs))])
+        if found != body:
             write_whole(self.folder / "plan.json", json.dumps(body, indent=1).encode())
         return said and f"{said}: starting anew, but for inputs that are read in the same way."
 

@@ -22,11 +22,15 @@ _SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work: `workers` processes here, as rank `rank` of `world` that share the tasks."""
+    """Who does the work: `workers` processes here, as rank `rank` of `world` that share the tasks.
+
+    `part`: this call is one of several for the same data set, which may have been finished by another already.
+    """
 
     workers: int = 1
     rank: int = 0
     world: int = 1
+    part: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -76,9 +80,9 @@ def prepare(
 def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
     """Does this crew's share of what is open, and finishes the data set when nothing is open any more.
 
-    Of several ranks, one that comes when `out` is whole already has nothing to do.
+    A part that comes when `out` is whole already has nothing to do.
     """
-    if crew.world > 1 and (out / "dataset.json").exists():
+    if crew.part and (out / "dataset.json").exists():
         return load_dataset(out)
     check_new_folder(out)
     work = Work.beside(out, plan)
@@ -88,6 +92,8 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
                 progress.note(sentence)
             return _carry_out(work, out, crew, progress)
     except OSError as error:
+        if crew.part and (out / "dataset.json").exists():  # finished by another, and the work folder removed
+            return load_dataset(out)
         raise explained(error, out, f"What is done is kept in {work.folder}") from error
 
 
