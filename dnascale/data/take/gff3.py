@@ -55,10 +55,9 @@ class Gff3:
             key = key if any(key) else ("", f"\0{line}")
             transcript = self._found.get(key)
             if transcript is None:
-                labels = {}
-                if tag := next((tag for tag in _GENE_TAGS if tag in attributes), None):
-                    labels["gene"] = _decoded(attributes[tag])
-                transcript = self._found[key] = Transcript("", _text(columns[0]), strand, labels)
+                tag = next((tag for tag in _GENE_TAGS if tag in attributes), "")
+                gene = _decoded(attributes.get(tag, ""))
+                transcript = self._found[key] = Transcript("", _text(columns[0]), strand, gene)
             if transcript.chrom != _text(columns[0]) or transcript.strand != strand:
                 transcript.unfit = TRANS_SPLICED
             if attributes.get("exception") == "trans-splicing":
@@ -74,11 +73,9 @@ class Gff3:
             is_gene = self._is_gene(parent)
             alone = of_parent[parent] == 1 and not is_gene
             transcript.name = parent if parent and (alone or not identity) else identity
-            if gene := self._gene_of(parent or identity):
-                transcript.labels["gene"] = gene
+            transcript.gene = self._gene_of(parent or identity) or transcript.gene
             owner = transcript.name if is_gene else parent
-            if owner or (identity and not self._is_gene(identity)):
-                transcript.labels["transcript"] = owner or identity
+            transcript.transcript = owner or ("" if self._is_gene(identity) else identity)
             yield transcript
 
     def _ids_are_shared(self) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from sys import intern
 
 from dnascale.data.take.regions import text_of
-from dnascale.data.take.transcripts import JOINED, TRANS_SPLICED, Transcript
+from dnascale.data.take.transcripts import JOINED, STOP, TRANS_SPLICED, Transcript
 from dnascale.errors import DataError
 
 ATTRIBUTES = re.compile(rb"\s*\w+\s+(\"|\S+\s*;)")
@@ -38,21 +39,20 @@ class Gtf:
             raise DataError(f"{self.path}:{line}: {text_of(columns[2])} without a transcript_id.")
         transcript = self._found.get(key)
         if transcript is None:
-            labels = {
-                label: text_of(value) for label, value in (("gene", gene_id), ("transcript", transcript_id)) if value
-            }
-            name = text_of(transcript_id or gene_id)
-            transcript = self._found[key] = Transcript(name, text_of(columns[0]), strand, labels)
+            name, chrom = text_of(transcript_id or gene_id), intern(text_of(columns[0]))
+            transcript = Transcript(name, chrom, strand, text_of(gene_id), text_of(transcript_id))
+            self._found[key] = transcript
         if transcript.strand != strand:
             transcript.unfit = TRANS_SPLICED
-        if columns[2] == b"stop_codon" and self.feature == "CDS":
-            transcript.stops.append((start, end, line))
-        else:
-            transcript.add(start, end, phase, line)
+        apart = columns[2] == b"stop_codon" and self.feature == "CDS"
+        transcript.add(start, end, STOP if apart else phase, line)
 
     def transcripts(self) -> Iterable[Transcript]:
-        """All that have a part, in the order of the file."""
-        return (transcript for transcript in self._found.values() if transcript.parts)
+        """All, in the order of the file. They are given away, so that memory becomes free on the way."""
+        found = list(reversed(self._found.values()))
+        self._found.clear()
+        while found:
+            yield found.pop()
 
 
 def _value(pattern: re.Pattern[bytes], attributes: bytes) -> bytes:

@@ -46,8 +46,8 @@ class Contig:
 
     Region i has the parts `first[i]` to `first[i + 1]` (the last, to the end), in ascending order on the plus strand;
     they are joined. `lines` says of each part where it stands in the file, from 1; `strands` holds indexes into
-    `STRANDS`. A name may be empty: then the interval is the name. `labels` holds what is known of each region beyond its
-    place, or nothing at all. `skipped`: why regions of this sequence are not here; `noted`: what is odd about others.
+    `STRANDS`. A name may be empty: then the interval is the name. `labels` holds the gene and the transcript of each
+    region ("": not known), or nothing at all. `skipped`: why regions of this sequence are not here; `noted`: what is odd about others.
     """
 
     starts: array[int] = field(default_factory=lambda: array("q"))
@@ -56,7 +56,7 @@ class Contig:
     strands: bytearray = field(default_factory=bytearray)
     lines: array[int] = field(default_factory=lambda: array("q"))
     names: list[str] = field(default_factory=list)
-    labels: list[dict[str, str]] = field(default_factory=list)
+    labels: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     noted: list[str] = field(default_factory=list)
 
@@ -94,7 +94,8 @@ def make_unique(contigs: Iterable[Contig]) -> None:
 def take(record: Record, contig: Contig, source: str, tally: Tally) -> Iterator[Record]:
     """The regions of one sequence as records, on their strand, in the order of the file `source`.
 
-    Fields are added: `chrom`, `start`, `end` (of the whole region, on the plus strand), `strand`, and the labels.
+    Fields are added: `chrom`, `start`, `end` (of the whole region, on the plus strand), `strand`, and `gene` and
+    `transcript` where they are known.
     What no region covers is counted as dropped, what several cover as repeated.
 
     Raises:
@@ -103,7 +104,7 @@ def take(record: Record, contig: Contig, source: str, tally: Tally) -> Iterator[
     bases, chrom = record.bases, record.name
     _check_ends(record, contig, source)
     _count(len(bases), contig, tally)
-    labels: Sequence[dict[str, str]] = contig.labels or [{}] * len(contig.names)
+    labels: Sequence[tuple[str, str]] = contig.labels or [("", "")] * len(contig.names)
     names = Names()  # of the intervals without one
     starts, ends, first = contig.starts, contig.ends, contig.first
     for region, (name, strand, begin) in enumerate(zip(contig.names, contig.strands, first, strict=True)):
@@ -116,10 +117,15 @@ def take(record: Record, contig: Contig, source: str, tally: Tally) -> Iterator[
         if sign == "-":
             taken = reverse_complement(taken)
         interval = f"{chrom}:{start}-{end}({sign})"
-        label = labels[region]
-        gene = f"gene={label['gene']} " if "gene" in label else ""
-        fields = {**record.fields, "chrom": chrom, "start": str(start), "end": str(end), "strand": sign, **label}
-        yield Record(name or names.unique(interval), gene + interval, taken, record.line, fields)
+        fields = {**record.fields, "chrom": chrom, "start": str(start), "end": str(end), "strand": sign}
+        description = interval
+        gene, transcript = labels[region]
+        if gene:
+            fields["gene"] = gene
+            description = f"gene={gene} {interval}"
+        if transcript:
+            fields["transcript"] = transcript
+        yield Record(name or names.unique(interval), description, taken, record.line, fields)
 
 
 def _check_ends(record: Record, contig: Contig, source: str) -> None:

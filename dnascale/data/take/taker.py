@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from dnascale.data.sources import Record
 from dnascale.data.take.annotation import read_annotation
@@ -54,6 +56,15 @@ class TakeOptions:
         return self.regions or self.annotation
 
 
+@lru_cache(maxsize=1)
+def _contigs(options: TakeOptions, identity: tuple[int, ...]) -> dict[str, Contig]:
+    """The regions of a file. Takers of the same process share them, as long as the file is the same one."""
+    if options.regions:
+        return read_bed(options.regions, options.spliced, options.coding)
+    assert options.annotation is not None
+    return read_annotation(options.annotation, options.feature)
+
+
 class Taker:
     """Takes regions from sequences. The file is read at the first sequence, once in a process."""
 
@@ -69,10 +80,14 @@ class Taker:
     @cached_property
     def contigs(self) -> dict[str, Contig]:
         """The regions by the name of their sequence. Raises DataError as `read_bed` and `read_annotation`."""
-        options = self.options
-        if options.regions:
-            return read_bed(options.regions, options.spliced, options.coding)
-        return read_annotation(options.annotation, options.feature) if options.annotation else {}
+        path = self.options.file
+        if path is None:
+            return {}
+        identity: tuple[int, ...] = ()
+        with suppress(OSError):  # the reader says what is wrong
+            status = os.stat(path)
+            identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return _contigs(self.options, identity)
 
     def take(self, record: Record, tally: Tally) -> Iterator[Record]:
         """The record, or the regions on it as records of their own. What is left out is counted.

@@ -29,6 +29,7 @@ JOINED = frozenset(
     ]
 )
 NO_PHASE = -1
+STOP = -2  # in place of a phase: a stop codon that the file gives apart (GTF)
 TRANS_SPLICED = "trans-spliced"
 _NUMBERS = 4  # of each part: start, end, phase, line
 
@@ -40,9 +41,9 @@ class Transcript:
     name: str
     chrom: str
     strand: int
-    labels: dict[str, str]
+    gene: str = ""
+    transcript: str = ""
     parts: array[int] = field(default_factory=lambda: array("q"))
-    stops: list[Part] = field(default_factory=list)  # stop codons that the file gives apart (GTF)
     unfit: str = ""  # why it cannot be taken
 
     def add(self, start: int, end: int, phase: int, line: int) -> None:
@@ -53,11 +54,12 @@ class Transcript:
         """The number of parts."""
         return len(self.parts) // _NUMBERS
 
-    def in_order(self) -> tuple[list[Part], list[int]]:
-        """The parts, ascending on the plus strand, and their phases."""
+    def in_order(self) -> tuple[list[Part], list[int], list[Part]]:
+        """The parts, ascending on the plus strand, their phases, and stop codons that stand apart."""
         starts, ends, phases, lines = (self.parts[i::_NUMBERS] for i in range(_NUMBERS))
         rows = sorted(zip(starts, ends, lines, phases, strict=True))
-        return [row[:3] for row in rows], [row[3] for row in rows]
+        parts = [row[:3] for row in rows if row[3] != STOP]
+        return parts, [row[3] for row in rows if row[3] != STOP], [row[:3] for row in rows if row[3] == STOP]
 
 
 def lay_out(
@@ -74,7 +76,9 @@ def lay_out(
     contigs: dict[str, Contig] = {}
     for transcript in transcripts:
         contig = contigs.setdefault(transcript.chrom, Contig())
-        parts, phases = transcript.in_order()
+        parts, phases, stops = transcript.in_order()
+        if not parts:
+            continue  # a stop codon alone
         for one, other in pairwise(parts):
             if one[:2] == other[:2]:
                 raise DataError(
@@ -86,12 +90,12 @@ def lay_out(
             continue
         if coding:
             contig.noted.extend(_doubts(parts, phases, transcript.strand))
-            parts = _in_frame(parts, phases, transcript.strand, transcript.stops)
+            parts = _in_frame(parts, phases, transcript.strand, stops)
             if not parts:
                 contig.skipped.append("no whole codon")
                 continue
         contig.add(transcript.name, transcript.strand, parts)
-        contig.labels.append(transcript.labels)
+        contig.labels.append((transcript.gene, transcript.transcript))
     make_unique(contigs.values())
     return contigs
 
