@@ -8,12 +8,17 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dnascale.data.prepare import PrepareOptions, prepare
+from dnascale.data.read import split_records
+from dnascale.data.shards import Dataset
 from dnascale.data.sources import Record, find, read
 from dnascale.data.take import CleanOptions, TakeOptions, Taker, clean
 from dnascale.data.take.cds import fault_of_cds
 from dnascale.data.tally import Tally
+from dnascale.vocab import CHARACTER
 
 EXCERPTS = Path(__file__).parents[1] / "data"
 GENOMES = Path(__file__).parents[3] / "shared" / "data"
@@ -188,3 +193,40 @@ def test_human_chr20_transcripts_are_those_of_bedtools(tmp_path, name, count, sp
     other = [line.split("\t")[1].encode() for line in out.splitlines()]
     assert [record.bases for record in records] == other
     assert len(records) == count
+
+
+def letters_of(dataset: Dataset, split: str) -> Counter[bytes]:
+    """The records of a split as letters."""
+    letters = np.frombuffer("".join(CHARACTER.tokens[: CHARACTER.bases]).encode(), dtype=np.uint8)
+    return Counter(letters[record].tobytes() for record in split_records(dataset, split))
+
+
+def test_prepare_writes_the_coding_sequences_of_an_annotation_and_accounts_for_every_base(tmp_path):
+    options = PrepareOptions(
+        annotation=str(EXCERPTS / "yeast_chrI.gtf.gz"), valid_cds=True, valid=0.1, max_leakage=None
+    )
+    dataset = prepare([str(EXCERPTS / "yeast_chrI.fa.gz")], tmp_path / "out", options)
+    given = fasta_of(text_of(EXCERPTS / "yeast_chrI.cds.fasta.gz"))
+    written = letters_of(dataset, "train") + letters_of(dataset, "valid")
+    assert written == Counter(given.values())
+
+    report = dataset.cleaning
+    assert report["bases_in"] == 152_000
+    assert report["bases_out"] == sum(map(len, given.values()))
+    lost = sum(count["bases"] for count in report["dropped"].values())
+    assert report["bases_in"] + report["repeated"] == report["bases_out"] + lost
+    assert set(report["dropped"]) == {"outside the regions"}
+    assert dataset.groups == {"field": 84}  # the genes of the annotation
+
+
+def test_prepare_cuts_a_chromosome_at_its_runs_of_n(tmp_path):
+    options = PrepareOptions(max_n_run=100, min_length=200_000, valid=0, group="record")
+    dataset = prepare([genome("human_GRCh37_chr20.fa.gz")], tmp_path / "out", options)
+    (whole,) = fasta_of(text_of(genome("human_GRCh37_chr20.fa.gz"))).values()
+    parts = [part for part in re.split(b"N{101,}", whole) if part]
+    assert letters_of(dataset, "train") == Counter(part for part in parts if len(part) >= 200_000)
+    assert dataset.cleaning["cut"] == len(parts) - 1
+    assert dataset.cleaning["dropped"]["runs of more than 100 N"]["bases"] == len(whole) - sum(map(len, parts))
+    short = [part for part in parts if len(part) < 200_000]
+    dropped = dataset.cleaning["dropped"].get("shorter than 200000 bases", {"records": 0, "bases": 0})
+    assert dropped == {"records": len(short), "bases": sum(map(len, short))}

@@ -227,9 +227,7 @@ def test_sequences_without_regions_are_dropped_and_counted(tmp_path):
 def test_sequences_that_were_not_in_the_input_are_an_error_over_all_tasks(tmp_path):
     options = TakeOptions(regions=bed(tmp_path, "chr1\t0\t4\nchr2\t0\t4\nchr2\t1\t4\n"))
     _, one = taken(options)
-    with pytest.raises(
-        DataError, match=r"2 regions of .* lie on 1 sequences that are not in the input \('chr2'\); give"
-    ):
+    with pytest.raises(DataError, match=r"2 regions of .* on 1 sequence not in the input \('chr2'\); give"):
         Taker(options).check(one)
     _, other = taken(options, Record("chr2", "", SEQUENCE, 1))
     Taker(options).check(Tally.from_dict(other.to_dict()).merge(one))

@@ -14,7 +14,7 @@ from dnascale.data.prepare.plan import Plan, Work, stamp
 from dnascale.data.prepare.runs import RunWriter
 from dnascale.data.sources import Input, ReadReport, Record, read
 from dnascale.data.split import Sketcher, content_digest, group_key
-from dnascale.data.take import Taker, clean
+from dnascale.data.take import Taker, clean, offset_of
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
 from dnascale.files import write_whole
@@ -80,7 +80,7 @@ class _Reader:
         self.tally.keep(bases)
         group, rule = self.options.grouping.of(record, self.input.name)
         self.rules[rule] += 1
-        name, start = record.name.encode(), int(record.fields.get("offset", 0)) if record.fields else 0
+        name, start = record.name.encode(), offset_of(record)
         key = int.from_bytes(self.key_of(b"%d %b" % (start, name)).digest(), "little")
         if self.options.drop_duplicates:
             self.digests += content_digest(record.codes, bases)

@@ -119,7 +119,7 @@ class Taker:
             return
         regions = sum(len(self.contigs[name].names) for name in absent)
         listed = ", ".join(ascii(name) for name in absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
-        what = f"{regions:,} regions of {self.options.file} lie on {len(absent):,} sequences that are not in the input ({listed})"
+        what = f"{_number(regions, 'region')} of {self.options.file} on {_number(len(absent), 'sequence')} not in the input ({listed})"
         if self.options.allow_absent and tally.contigs:
             tally.warn(what)
             return
@@ -144,6 +144,10 @@ class Taker:
     @cached_property
     def _near(self) -> dict[str, str]:
         return {_plain(name): name for name in reversed(self.contigs)}
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def _plain(name: str) -> str:
