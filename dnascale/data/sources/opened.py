@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dnascale.data.sources.compression import Stored, blocks
+from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.locate import Input
 from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError
@@ -29,10 +30,17 @@ class Source:
         DataError: on opening and reading: not there, may not be read, damaged; on leaving: changed meanwhile.
     """
 
-    def __init__(self, input: Input, report: ReadReport, block_bytes: int = BLOCK_BYTES) -> None:
-        self.input, self.report = input, report
+    def __init__(
+        self,
+        input: Input,
+        report: ReadReport,
+        block_bytes: int = BLOCK_BYTES,
+        expected: Expected | None = None,
+    ) -> None:
+        self.input, self.report, self._expected = input, report, expected
+        algorithm = expected.algorithm(input.name) if expected else None
         self._stream = _opened(input)
-        self._stored = Stored(self._stream, report)
+        self._stored = Stored(self._stream, report, algorithm)
         self._block_bytes = block_bytes
         self._blocks = blocks(self._stored, report, block_bytes)
         self._before = _identity(self._stream)
@@ -57,7 +65,7 @@ class Source:
     @property
     def path(self) -> Path | None:
         """The file itself, for formats that are read by random access: if it is a plain regular file."""
-        plain = self._before is not None and self.report.compression == "plain"
+        plain = bool(self._before) and self.report.compression == "plain"
         return Path(self.input.location) if plain else None
 
     def __enter__(self) -> Source:
@@ -71,7 +79,9 @@ class Source:
     def _finish(self) -> None:
         for _ in self._blocks:
             pass
-        self.report.sha256 = self._stored.digest.hexdigest()
+        self.report.sha256 = self._stored.sha256.hexdigest()
+        if self._expected and self._stored.other:
+            self._expected.check_digest(self.input.name, self._stored.other.hexdigest())
         if self._before is not None and self._before != _identity(self.input.location):
             raise DataError(f"{self.input.name} changed while it was read: prepare again when nothing writes to it.")
 
