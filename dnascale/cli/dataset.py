@@ -1,10 +1,12 @@
 """A data set, shown."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dnascale.cli.shared import new_console, new_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dnascale.data.shards import Dataset
 
 
@@ -35,7 +37,32 @@ def show_dataset(dataset: "Dataset", as_json: bool) -> None:
     rules = ", ".join(f"{count:,} by {rule}" for rule, count in dataset.groups.items())
     if rules:
         console.print(f"groups   {rules}")
+    _show_splitting(dataset.splitting, console)
     for source in dataset.sources:
         for warning in source["warnings"]:
             console.print(f"warning  {warning}", style="yellow")
     console.print(f"written  {dataset.location} (fingerprint {dataset.fingerprint[:12]})")
+
+
+def _show_splitting(splitting: dict[str, Any], console: "Console") -> None:
+    """What --cluster joined, and the audit: what the splits share."""
+    if splitting.get("units"):
+        largest = ", ".join(f"{unit['name']} ({unit['groups']})" for unit in splitting["largest_units"][:3])
+        console.print(f"clusters {splitting['units']:,} units of several groups; largest: {largest}")
+    audit = splitting.get("leakage")
+    if not audit or not audit["overlaps"]:
+        return
+    table = new_table("leakage", "31-mers looked at", "also in", "shared", "share", "records mostly there")
+    leaked = {row["split"]: row for row in audit["leaked"]}
+    for row in audit["overlaps"]:
+        of = leaked[row["split"]]
+        table.add_row(
+            row["split"], f"{row['kmers']:,}", row["other"], f"{row['shared']:,}",
+            f"{row['shared'] / max(row['kmers'], 1):.2%}",
+            f"{of['leaked']:,} of {of['records']:,}" if row["other"] == "train" else "",
+        )  # fmt: skip
+    console.print(table)
+    for group in audit["worst"][:3]:
+        console.print(
+            f"leakage  {group['name']} ({group['split']}): {group['shared'] / max(group['kmers'], 1):.0%} in train"
+        )

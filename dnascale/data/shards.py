@@ -163,6 +163,7 @@ class Dataset:
     block_tokens: int = BLOCK_TOKENS
     layout: Layout = "blocks"
     translate: bytes | None = None  # 256 token ids, one for each byte of a member; None: members hold ids
+    splitting: dict[str, Any] = field(default_factory=dict)
     remote: RemoteFolder | None = field(default=None, compare=False)
 
     @cached_property
@@ -215,6 +216,7 @@ class Dataset:
             "options": self.options,
             "cleaning": self.cleaning,
             "groups": self.groups,
+            "splitting": self.splitting,
             "splits": {name: _split_to_json(name, split) for name, split in self.splits.items()},
             "fingerprint": self.fingerprint,
         }
@@ -282,6 +284,7 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
             options=body["options"],
             cleaning=body["cleaning"],
             groups=body["groups"],
+            splitting=body.get("splitting", {}),
             splits={},
             block_tokens=body["block_tokens"],
             layout=body["layout"],

@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from dnascale.data.sources import Record, group_of, read_fasta
+from dnascale.data.sources import Record, read_fasta
+from dnascale.data.split.groups import by_gene
 
 HELD_OUT = {"ENSG00000149295": "DRD2", "ENSG00000012048": "BRCA1", "ENSG00000139618": "BRCA2"}
 SHARED_BASES = 48  # isoforms of one gene share runs of this length, paralogs of a receptor hardly ever do
@@ -30,7 +31,7 @@ def words(bases: bytes) -> Iterator[bytes]:
 
 def header(record: Record, source: str) -> str:
     """What the packaged file keeps of a header: name, gene, source and the symbol of the gene, if any."""
-    gene, rule = group_of(record, None)
+    gene, rule = by_gene(record, source)
     if not rule.startswith("ensembl"):
         raise SystemExit(f"{source}: no Ensembl gene id in the header of {record.name}")
     symbol = re.search(r"gene_symbol:\S+", record.description)

@@ -27,13 +27,13 @@ from dnascale.data.sources import (
     ReadReport,
     Record,
     compression,
-    group_of,
     opened,
     read_fasta,
     resolve,
     resolve_all,
 )
-from dnascale.errors import DataError, UsageError
+from dnascale.data.split import Grouping
+from dnascale.errors import DataError
 
 Compress = Callable[[bytes], bytes]
 BLOCK_SIZES = (1, 2, 3, 7, 64, 1 << 20)
@@ -591,47 +591,6 @@ def test_unknown_builtin_lists_the_known() -> None:
         resolve("builtin:mouse")
 
 
-# -------------------------------------------------------------------------------------------- group_of
-
-
-@pytest.mark.parametrize(
-    ("header", "group", "rule"),
-    [
-        ("ENST1.4 cds gene:ENSG00000139618.15 gene_symbol:BRCA2", "ENSG00000139618", "ensembl-gene"),
-        ("ENST1 cds gene:ENSMUSG00000041147", "ENSMUSG00000041147", "ensembl-gene"),
-        ("ENST1 cds gene:ENSG00000002586.20_PAR_Y", "ENSG00000002586", "ensembl-gene"),
-        ("YAL001C_mRNA cds gene:YAL001C", "YAL001C", "ensembl-gene"),
-        ("FBtr1 cds gene:FBgn0031208 gene=x", "FBgn0031208", "ensembl-gene"),
-        ("lcl|NC_1_cds_NP_1 [gene=OR4F5] [locus_tag=x]", "OR4F5", "gene-tag"),
-        ("lcl|NC_1_cds_NP_1 [gene=a b] [x=y]", "a b", "gene-tag"),
-        ("x gene=BRCA2;note=y", "BRCA2", "gene-tag"),
-        ("x pseudogene=BRCA2", "x", "name"),
-        ("ENSG00000143157 species=hsapiens", "ENSG00000143157", "ensembl-id"),
-        ("ENST00000456328.2|ENSG00000223972.5|OTTHUMG1|DDX11L1|1657|", "ENSG00000223972", "ensembl-id"),
-        ("x ENSG000001431570", "x", "name"),
-        ("x", "x", "name"),
-        ("chr1 whole gene_symbol:ABC", "chr1", "name"),
-    ],
-)
-def test_group_of_tries_the_known_forms_in_order(header: str, group: str, rule: str) -> None:
-    name, _, description = header.partition(" ")
-    assert group_of(Record(name, description, b"ACGT", 1), None) == (group, rule)
-
-
-def test_group_of_with_a_pattern_sees_the_whole_header() -> None:
-    record = Record("YAL001C", "TFC3 SGDID:S000000001", b"ACGT", 7)
-    assert group_of(record, re.compile(r"^Y(.)")) == ("A", "pattern")
-    assert group_of(record, re.compile(r"^\S+ (\S+)")) == ("TFC3", "pattern")
-    with pytest.raises(DataError, match=r"finds nothing in record 'YAL001C' \(line 7\)"):
-        group_of(record, re.compile(r"gene:(\S+)"))
-    with pytest.raises(DataError, match="finds nothing"):
-        group_of(record, re.compile(r"SGDID:(\d*)"))
-    with pytest.raises(DataError, match="finds nothing"):
-        group_of(record, re.compile(r"TFC3|gene:(\S+)"))
-    with pytest.raises(UsageError, match="no capture group"):
-        group_of(record, re.compile(r"TFC\d"))
-
-
 # ---------------------------------------------------------------------------------------- builtin data
 
 
@@ -642,7 +601,7 @@ def test_builtin_human_cds() -> None:
     records = list(read_fasta(path, report))
     assert (report.records, report.bases, report.warnings) == (BUILTIN_RECORDS, BUILTIN_BASES, [])
     assert len({record.bases for record in records}) == BUILTIN_RECORDS
-    groups = {group_of(record, None) for record in records}
+    groups = {Grouping().of(record, path.name) for record in records}
     assert {rule for _, rule in groups} == {"ensembl-gene"}
     assert len(groups) == BUILTIN_GENES
     assert not {group for group, _ in groups} & {"ENSG00000149295", "ENSG00000012048", "ENSG00000139618"}

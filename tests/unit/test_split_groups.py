@@ -113,7 +113,9 @@ def test_the_organism_of_a_flat_file_comes_before_the_header_and_strains_are_one
 
 
 def test_by_file_and_by_record() -> None:
-    assert Grouping.parse("file").of(record("x gene:G"), "a.fa") == ("a.fa", "file")
+    for source in ("a.fa", "/data/a.fa", "https://x.org/data/a.fa", "s3://bucket/a.fa"):
+        assert Grouping.parse("file").of(record("x gene:G"), source) == ("a.fa", "file")
+    assert Grouping.parse("file").of(record("x"), "builtin:human-cds") == ("builtin:human-cds", "file")
     assert Grouping.parse("record").of(record("x gene:G"), "a.fa") == ("x", "name")
 
 

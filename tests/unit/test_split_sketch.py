@@ -171,9 +171,9 @@ def test_a_rate_that_is_none_is_refused_and_those_chosen_are_rates() -> None:
     for every in (0, 2, 8, 100, 768):
         with pytest.raises(UsageError, match="the rates are 1, 4, 16, 64, 512"):
             sketch(codes("ACGT"), np.array([4]), every)
-    sizes = [0, 10**6, 10**7, 3 * 10**7, 10**8, 3 * 10**9, 10**12, None]
+    sizes = [0, 10**6, 5 * 10**6, 3 * 10**7, 10**8, 3 * 10**9, 10**12, None]
     rates = [sampling_for(size) for size in sizes]
-    assert rates == [1, 1, 4, 16, 512, 512, 16384, 512]
+    assert rates == [1, 1, 4, 16, 64, 512, 16384, 512]
     assert [sampling_for(size, finer=True) for size in sizes] == [1, 1, 4, 16, 64, 64, 16384, 64]
     for size, rate in zip(sizes, rates, strict=True):
         Sketcher(rate)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from dnascale.data import sources
 from dnascale.data.sources import Input, ReadOptions, ReadReport, Record, columns, delimited, tables
+from dnascale.data.split import Grouping
 from dnascale.errors import DataError, UsageError
 
 
@@ -303,7 +304,7 @@ def test_another_column_can_name_the_records(path: Path, form: str) -> None:
 def test_a_description_is_the_records_description(path: Path) -> None:
     table = pa.table({"id": ["a"], "seq": ["ACGT"], "description": ["cds gene:ENSG00000139618.15"]})
     ((record,), _) = read(path, parquet(table))
-    assert sources.group_of(record, None) == ("ENSG00000139618", "ensembl-gene")
+    assert Grouping().of(record, "a.parquet") == ("ENSG00000139618", "ensembl-gene")
 
 
 # -------------------------------------------------------------------------------------- what is refused

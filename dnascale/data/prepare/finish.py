@@ -39,6 +39,7 @@ def finish(work: Work, settled: Settled, out: Path) -> Dataset:
         options=_shown(plan.options),
         cleaning=cleaning,
         groups=dict(sorted(rules.items())),
+        splitting=settled.splitting,
         splits=splits,
         block_tokens=plan.block_tokens,
     )

@@ -2,7 +2,6 @@
 
 from dnascale.data.sources.fasta import read_fasta
 from dnascale.data.sources.formats import read
-from dnascale.data.sources.groups import group_of
 from dnascale.data.sources.locate import BUILTIN, Input, find, resolve, resolve_all
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import Problem, ReadOptions, ReadReport
@@ -15,7 +14,6 @@ __all__ = [
     "ReadReport",
     "Record",
     "find",
-    "group_of",
     "read",
     "read_fasta",
     "resolve",

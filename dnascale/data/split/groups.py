@@ -211,7 +211,7 @@ def by_species(record: "Record", source: str) -> Found:
     field = _first_of(record.fields, _SPECIES_FIELDS)
     found = (field, "field") if field else _first_match(_SPECIES_RULES, _header(record))
     if not found:
-        return source, "file"
+        return by_file(record, source)
     binomial = _BINOMIAL.match(found[0])
     return (binomial[0] if binomial else found[0]), found[1]
 
@@ -220,8 +220,8 @@ def by_species(record: "Record", source: str) -> Found:
 
 
 def by_file(_record: "Record", source: str) -> Found:
-    """`file`: the input's name."""
-    return source, "file"
+    """`file`: the input's name without its folder, so that a moved file stays in its split."""
+    return source.rpartition("/")[2] or source, "file"
 
 
 def by_record(record: "Record", _source: str) -> Found:

@@ -36,12 +36,12 @@ _ONES = np.uint64(0x0101010101010101)
 def sampling_for(bases: int | None, finer: bool = False) -> int:
     """The rate (one 31-mer in how many) for a data set of about so many bases; None: not known.
 
-    Dense where data are small, so that short records have enough to compare. From 2^25 bases on as sparse as costs a
-    third of a pass of prepare; `finer`, for clusters, keeps more of up to 2^32 bases. Larger data keep about 2^26.
+    Dense where data are small, so that short records have enough to compare; from 2^28 bases on as sparse as costs a
+    third of what the rest of prepare does, or, `finer` (for clusters), from 2^32 on. A data set keeps at most 2^26.
     """
     if bases is None:
         return 64 if finer else 512
-    steps = ((1 << 22, 1), (1 << 24, 4), (1 << 25, 16), (1 << 32 if finer else 0, 64))
+    steps = ((1 << 20, 1), (1 << 23, 4), (1 << 25, 16), (1 << 32 if finer else 1 << 28, 64))
     for most, rate in steps:
         if bases <= most:
             return rate
