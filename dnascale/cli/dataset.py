@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 def show_dataset(dataset: "Dataset", as_json: bool) -> None:
+    from dnascale.data.tally import sentences
+
     if as_json:
         print(dataset.to_json(), end="")
         return
@@ -25,10 +27,8 @@ def show_dataset(dataset: "Dataset", as_json: bool) -> None:
             f"{split.soft_masked / max(split.bases, 1):.1%}",
         )  # fmt: skip
     console.print(table)
-    cleaning = dataset.cleaning
-    console.print(f"read     {cleaning['records_in']:,} records, {cleaning['bases_in']:,} bases")
-    for reason, lost in cleaning["dropped"].items():
-        console.print(f"dropped  {lost['records']:,} records, {lost['bases']:,} bases: {reason}")
+    for line in sentences(dataset.cleaning):
+        console.print(line, style="yellow" if line.startswith("warning") else None)
     if uracils := sum(split.composition.get("U", 0) for split in dataset.splits.values()):
         console.print(
             f"warning  {uracils:,} bases are U: this is RNA, and U is never predicted. Write T for U to train on all four bases.",

@@ -139,6 +139,31 @@ class Tally:
         )
 
 
+def sentences(cleaning: Mapping[str, Any]) -> list[str]:
+    """A tally, as `to_dict` gives it, in lines for people: what came in, what was added, what was left out and why."""
+
+    def of(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = cleaning.get(name, {})
+        return found
+
+    lines = [f"read     {cleaning['records_in']:,} records, {cleaning['bases_in']:,} bases"]
+    if cleaning.get("cut") or cleaning.get("repeated"):
+        lines.append(
+            f"taken    {cleaning['cut']:,} records more by cutting, {cleaning['repeated']:,} bases more than once"
+        )
+    for reason, lost in of("dropped").items():
+        lines.append(f"dropped  {lost['records']:,} records, {lost['bases']:,} bases: {reason}")
+    lines += [f"skipped  {count:,} regions: {reason}" for reason, count in of("skipped").items()]
+    lines += [f"noted    {count:,} {what}" for what, count in of("noted").items()]
+    if letters := of("letters"):
+        listed = ", ".join(f"{count:,} {letter}" for letter, count in letters.items())
+        lines.append(f"letters  {listed} were read beside A, C, G, T and N")
+    lines += [f"warning  {text}" for text in cleaning.get("warnings", [])]
+    if further := cleaning.get("further_warnings"):
+        lines.append(f"warning  {further:,} more are not shown")
+    return lines
+
+
 def total(counts: Iterable[Count]) -> Count:
     """The sum of counts."""
     result = Count()

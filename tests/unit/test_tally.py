@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnascale.data.tally import Count, Tally
+from dnascale.data.tally import Count, Tally, sentences
 
 _REASONS = st.sampled_from(["empty", "shorter than 10 bases", "outside the regions", "in-frame stop"])
 _SIZES = st.integers(0, 10**12)
@@ -86,3 +86,26 @@ def test_the_balance_finds_lost_bases_and_lost_records():
     tally.records_in += 1
     with pytest.raises(AssertionError, match="records do not add up: 3 came in and 2"):
         tally.balance()
+
+
+def test_the_lines_for_people_say_everything():
+    tally = Tally(cut=612, repeated=3000)
+    assert len(sentences(Tally().to_dict())) == 1
+    tally.read(63_025_520)
+    tally.drop("outside the regions", 62_000_000, records=0)
+    tally.skip("no strand")
+    tally.note("bases U read as T", 4000)
+    tally.meet({"U": 4000, "R": 2})
+    for number in range(22):
+        tally.warn(f"warning {number}")
+    lines = sentences(tally.to_dict())
+    assert lines[:6] == [
+        "read     1 records, 63,025,520 bases",
+        "taken    612 records more by cutting, 3,000 bases more than once",
+        "dropped  0 records, 62,000,000 bases: outside the regions",
+        "skipped  1 regions: no strand",
+        "noted    4,000 bases U read as T",
+        "letters  2 R, 4,000 U were read beside A, C, G, T and N",
+    ]
+    assert lines[6] == "warning  warning 0"
+    assert lines[-1] == "warning  2 more are not shown"
