@@ -136,6 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(whole)}", **fault.headers}
             self._answer(request, 206, self._spoilt(whole[start:end], fault), headers, cut=fault.kind == "cut")
 
+    def do_HEAD(self) -> None:
+        """Sizes; without faults, and not counted."""
+        whole = self.home.files.get(self.path.partition("?")[0])
+        self.send_response_only(200 if whole is not None else 404)
+        self.send_header("Content-Length", str(len(whole or b"")))
+        self.end_headers()
+
     def _range(self) -> tuple[int | None, int | None]:
         first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
         return (int(first) if first else None), (int(last) + 1 if last else None)

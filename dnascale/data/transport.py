@@ -25,7 +25,7 @@ _LOGIN = re.compile(r"(?<=://)(?:[^/?#@:\[\s]+:(?!\d*/)\S*@|[^/?#\s]*@)")
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 
 _LATER = "check the network and the server, then run the same command again; what has arrived is kept"
-_ABSENT = "check the URL, or upload the data set again"
+_ABSENT = "check the URL, or upload what should be there again"
 _DENIED = "check the credentials, and that they may read this file"
 DAMAGED = "it is damaged, or of another version of the data set; upload the data set again"
 _REFUSED = "check the URL and how its storage is set up"
@@ -51,10 +51,14 @@ class Fault:
 
 
 class Attempts:
-    """How often a file was tried, what that met, and the time that is left. Raises DataError when it is enough."""
+    """How often a file was tried, what that met, and the time that is left. Raises DataError when it is enough.
 
-    def __init__(self, url: str, retry: Retry, deadline: float, closed: threading.Event) -> None:
+    `later` is the advice where another attempt might have helped.
+    """
+
+    def __init__(self, url: str, retry: Retry, deadline: float, closed: threading.Event, later: str = _LATER) -> None:
         self.url = url
+        self._later = later
         self._retry = retry
         self._deadline = deadline
         self._end = time.monotonic() + deadline
@@ -67,7 +71,7 @@ class Attempts:
         """The time that the next piece may take."""
         self._pause(0)
         if (left := self._end - time.monotonic()) <= 0:
-            raise self._error(_LATER, late=True)
+            raise self._error(self._later, late=True)
         return min(left, self._retry.stall)
 
     def progress(self) -> None:
@@ -80,12 +84,12 @@ class Attempts:
         self._met.pop(fault.words, None)
         self._met[fault.words] = None
         if fault.advice or self._row >= self._retry.attempts:
-            raise self._error(fault.advice or _LATER)
+            raise self._error(fault.advice or self._later)
         longest = min(self._retry.cap, self._retry.base * 2 ** (self._row - 1))
         # Not from the seeded generator: it is the same in every process, and they would all ask at the same moment.
         wait = max(random.SystemRandom().uniform(0, longest), fault.wait)
         if time.monotonic() + wait > self._end:
-            raise self._error(_LATER, late=True)
+            raise self._error(self._later, late=True)
         if self._row > 1:  # one that fails is nothing unusual; of more, a person who waits should hear
             nth = f"attempt {self._row + 1} of {self._retry.attempts}"
             logging.getLogger(__name__).warning("%s: %s; %s in %.0f s", self.url, fault.words, nth, wait)
@@ -96,7 +100,7 @@ class Attempts:
         while not done():
             if time.monotonic() > self._end:
                 self._met[reason] = None
-                raise self._error(_LATER, late=True)
+                raise self._error(self._later, late=True)
             self._pause(every)
 
     def _pause(self, seconds: float) -> None:

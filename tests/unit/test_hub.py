@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dnascale.data import sources
-from dnascale.data.sources import Input, ReadOptions, ReadReport, Record, hub
+from dnascale.data.sources import Input, ReadOptions, ReadReport, Record, hub, locate
 from dnascale.errors import DataError, UsageError
 
 datasets = pytest.importorskip("datasets")
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def read(location: str, **options: Any) -> tuple[list[Record], ReadReport]:
     report = ReadReport(location)
-    (input,) = [Input(location, location, format=hub.FORMAT)]
+    (input,) = [Input(location, location, format=locate.HUB)]
     return list(sources.read(input, ReadOptions(**options), report)), report
 
 
@@ -159,8 +159,8 @@ def test_the_parts_of_a_location(location: str, parts: tuple[str | None, ...]) -
 
 
 def test_a_file_of_the_hub_is_no_data_set() -> None:
-    assert not hub.is_hub("hf://datasets/a/b/train.parquet")
-    assert hub.is_hub("hf://a/b")
+    assert not locate.is_hub("hf://datasets/a/b/train.parquet")
+    assert locate.is_hub("hf://a/b")
 
 
 def test_without_a_network_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Plan:
     beside: tuple[tuple[int, int], ...] = ()  # the same of the files that options name
     block_tokens: int = BLOCK_TOKENS
     shard_blocks: int = SHARD_BLOCKS
+    left_out: tuple[str, ...] = field(default=(), compare=False)  # files of folders that are no inputs
 
     @classmethod
     def of(
@@ -44,10 +46,17 @@ class Plan:
         shard_blocks: int = SHARD_BLOCKS,
     ) -> "Plan":
         """Finds the inputs. Raises DataError when one is missing or named twice."""
-        inputs = tuple(find(sources))
+        left_out: list[str] = []
+        inputs = tuple(find(sources, left_out))
         beside = tuple(stamp(file) for file in options.files)
         plan = cls(
-            inputs, tuple(stamp(i.location, i.bytes) for i in inputs), options, beside, block_tokens, shard_blocks
+            inputs,
+            tuple(stamp(i.location, i.bytes) for i in inputs),
+            options,
+            beside,
+            block_tokens,
+            shard_blocks,
+            tuple(left_out),
         )
         _ = plan.vocabulary  # raises if there is none such
         return plan
@@ -64,6 +73,15 @@ class Plan:
         known = all(input.bytes is not None for input in self.inputs)
         size = sum(size for size, _ in self.stamps) if known else None
         return sampling_for(size, finer=self.options.cluster is not None)
+
+    @property
+    def about_left_out(self) -> str:
+        """What to say of files that lie in the folders given and are no inputs. Empty if there are none."""
+        names = [name.rstrip("/").rpartition("/")[2] for name in self.left_out]
+        shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+        return (
+            f"{len(names):,} files of the folders are left out, by their names no sequences: {shown}" if names else ""
+        )
 
     @property
     def shard_tokens(self) -> int:
@@ -108,12 +126,12 @@ class Plan:
 
 
 def stamp(location: str, size: int | None = None) -> tuple[int, int]:
-    """Size and time of change of a file; of what is no file the `size` that is known."""
-    try:
+    """Size and time of change of a file; of what is no file (a URL, a pipe) the `size` that is known."""
+    with suppress(OSError):
         status = os.stat(location)
-    except OSError:
-        return size or 0, 0
-    return status.st_size, status.st_mtime_ns
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            return status.st_size, status.st_mtime_ns
+    return size or 0, 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from dnascale import errors
 from dnascale.data.prepare.plan import Work
 from dnascale.data.prepare.tasks import Progress, Task, peak_bytes
+from dnascale.data.sources.given import inherited
 from dnascale.errors import DataError, DnascaleError, PeerError
 
 
@@ -94,7 +95,9 @@ class _Worker:
         self.task: Task | None = None
         self._rest = b""
         command = [sys.executable, "-m", "dnascale.data.prepare.worker", str(work.folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=inherited()
+        )
         assert self._process.stdout is not None
         self.output = self._process.stdout
 

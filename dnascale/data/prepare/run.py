@@ -88,8 +88,9 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
     work = Work.beside(out, plan)
     try:
         with _claimed(work, crew):
-            if sentence := work.begin(alone=crew.world == 1):
-                progress.note(sentence)
+            for sentence in (plan.about_left_out, work.begin(alone=crew.world == 1)):
+                if sentence:
+                    progress.note(sentence)
             return _carry_out(work, out, crew, progress)
     except OSError as error:
         if crew.part and (out / "dataset.json").exists():  # finished by another, and the work folder removed

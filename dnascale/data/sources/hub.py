@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,14 +19,13 @@ from urllib.parse import unquote
 
 from dnascale.data.sources.alphabet import shown
 from dnascale.data.sources.columns import Rows, is_wanted, records
+from dnascale.data.sources.locate import HUB
 from dnascale.data.sources.problems import Problems
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import ReadOptions, ReadReport
 from dnascale.data.transport import without_secrets
 from dnascale.errors import DataError, DnascaleError, UsageError
 
-FORMAT = "hf"
-_FILES = ("hf://datasets/", "hf://buckets/", "hf://spaces/", "hf://models/")
 _HUB = re.compile(
     r"hf://(?P<path>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/:@]+))?(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.+-]+))?/?"
 )
@@ -43,11 +43,6 @@ class _Place:
     split: str | None
 
 
-def is_hub(source: str) -> bool:
-    """Whether `source` names a data set, and not a file of the Hub."""
-    return source.startswith("hf://") and not source.startswith(_FILES)
-
-
 def hub_records(location: str, options: ReadOptions, report: ReadReport) -> Iterator[Record]:
     """The records of a data set, in its order. `report.sha256` is of names and bases, there being no file.
 
@@ -56,7 +51,7 @@ def hub_records(location: str, options: ReadOptions, report: ReadReport) -> Iter
         UsageError: `datasets` is not installed, or the location is not understood or names no split of several.
     """
     place = _parsed(location)
-    report.format = FORMAT
+    report.format = HUB
     digest = hashlib.sha256()
     with _explained(report.name):
         streams = _streams(place, report.name)
@@ -65,6 +60,23 @@ def hub_records(location: str, options: ReadOptions, report: ReadReport) -> Iter
         digest.update(record.bases[:])
         yield record
     report.sha256 = digest.hexdigest()
+
+
+def version_of(location: str) -> str | None:
+    """Tells a local folder from what it was before. None for data sets of the Hub, of which @REVISION names one version.
+
+    Raises as `hub_records`, but asks no network.
+    """
+    place = _parsed(location)
+    if not _LOCAL.fullmatch(location):
+        return None
+    states = []
+    for root, folders, files in os.walk(place.path):
+        folders.sort()
+        for file in sorted(files):
+            status = os.stat(os.path.join(root, file))
+            states.append([os.path.relpath(os.path.join(root, file), place.path), status.st_size, status.st_mtime_ns])
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
 
 
 def _parsed(location: str) -> _Place:
