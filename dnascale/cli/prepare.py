@@ -21,7 +21,7 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Sequence files (plain or compressed), globs, or builtin:human-cds.",
+            help="Files of sequences, folders, globs, URLs (https, s3, gs, hf), - for standard input, or builtin:human-cds.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
