@@ -152,6 +152,10 @@ class TrainConfig(_Section):
     global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
     micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool | None = Field(None, description="one compiled graph for the step; null = on CUDA")
+    deterministic: bool = Field(
+        False, description="the same bits every time on CUDA too, where the fastest kernels add in any order; slower"
+    )
     engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3 or a DeepSpeed JSON file")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
@@ -208,7 +212,7 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.engine", "train.device", "train.processes",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.compile", "train.deterministic", "train.engine", "train.device", "train.processes",
     "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from dnascale.config import ModelConfig
 from dnascale.data.masking import MaskedBatch, Masking
-from dnascale.model.attention import record_masks
+from dnascale.model import attention
+from dnascale.model.attention import Attention
 from dnascale.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def modernbert_config(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBert
     """Every special token id is set: the defaults (50281 to 50283) lie outside a small vocabulary."""
     from transformers import ModernBertConfig
 
+    attention.register()
     return ModernBertConfig(
         vocab_size=len(vocabulary),
         hidden_size=model.hidden_size,
@@ -39,7 +41,7 @@ def modernbert_config(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBert
         eos_token_id=vocabulary.sep,
         cls_token_id=vocabulary.cls,
         sep_token_id=vocabulary.sep,
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME,
     )
 
 
@@ -63,25 +65,45 @@ class MaskedLanguageModel(nn.Module):
         masking: Masking,
         separate_records: bool = True,
         autocast: torch.dtype | None = None,
+        weights: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:
+        """`autocast`: dtype of the matrix products where it is not that of the weights. `weights`: dtype that an engine
+        will give them. `device`: where the model will compute; by default where it is now.
+        """
         super().__init__()
         self.hf = hf
         self.masking = masking
-        self.separate_records = separate_records
         self.autocast = autocast
+        self.attention = Attention.choose(
+            device or hf.device,
+            autocast or weights,
+            hf.config.hidden_size // hf.config.num_attention_heads,
+            hf.config.max_position_embeddings,
+            masking.vocabulary.sep if separate_records else None,
+            hf.config.local_attention // 2,
+        )
+        hf.model.embeddings.register_forward_hook(_as_autocast)
         self.register_buffer(
             "complement", torch.from_numpy(masking.vocabulary.complement_table).long(), persistent=False
         )
 
-    def forward(self, tokens: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """tokens uint8 [B, S], window keys int64 [B] -> (loss, sums).
+    def room(self, tokens: torch.Tensor) -> int:
+        """What `forward` must know of tokens [B, S] before it runs; cheap where they are in host memory."""
+        ids = tokens.view(torch.int16) if tokens.dtype == torch.uint16 else tokens  # uint16 has no comparison
+        return self.attention.room(len(tokens), int((ids == self.masking.vocabulary.sep).sum()))
+
+    def forward(
+        self, tokens: torch.Tensor, keys: torch.Tensor, room: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """tokens uint8 [B, S], window keys int64 [B], `room(tokens)` -> (loss, sums).
 
         loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
         mean over the global batch. sums: float32 [4], (weighted nats, weight) over all predicted bases and over those
         shown as [MASK], for reporting nats per base; only the latter compare with evaluation.
         """
         batch = self.masking(tokens, keys, self.complement)
-        logits = self.logits_at(batch)
+        logits = self.logits_at(batch, self.room(tokens) if room is None else room)
         nats = functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none")
         weighted = nats * batch.weights.flatten()
         hidden = batch.hidden.flatten()
@@ -96,23 +118,30 @@ class MaskedLanguageModel(nn.Module):
             )
         return weighted.sum() / batch.labels.numel(), sums
 
-    def logits_at(self, batch: MaskedBatch) -> torch.Tensor:
+    def logits_at(self, batch: MaskedBatch, room: int) -> torch.Tensor:
         """Logits [B, K, V] of the predicted positions; the head runs on these alone."""
         with self._precision(batch.input_ids):
-            hidden = self.hidden_states(batch.input_ids)
+            hidden = self.hidden_states(batch.input_ids, room)
             index = batch.positions[:, :, None].expand(-1, -1, hidden.shape[-1])
             return self.hf.decoder(self.hf.head(hidden.gather(1, index)))
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """input_ids int64 [B, S] -> logits [B, S, V], records kept apart."""
         with self._precision(input_ids):
-            return self.hf.decoder(self.hf.head(self.hidden_states(input_ids)))
+            return self.hf.decoder(self.hf.head(self.hidden_states(input_ids, self.room(input_ids))))
 
-    def hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
-        masks = None
-        if self.separate_records:
-            masks = record_masks(input_ids, self.masking.vocabulary.sep, self.hf.config.local_attention)
-        return self.hf.model(input_ids=input_ids, attention_mask=masks).last_hidden_state
+    def hidden_states(self, input_ids: torch.Tensor, room: int) -> torch.Tensor:
+        """input_ids int64 [B, S] -> [B, S, H]."""
+        # A mask for each kind of layer, even if none: otherwise transformers makes its own.
+        masks = {"full_attention": None, "sliding_attention": None}
+        layout = self.attention.lay_out(input_ids, room)
+        return self.hf.model(input_ids=input_ids, attention_mask=masks, layout=layout).last_hidden_state
 
     def _precision(self, on: torch.Tensor) -> torch.autocast:
         return torch.autocast(on.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+def _as_autocast(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    """Under autocast the residual stream takes the narrow dtype too: in fp32 its traffic would be twice as much."""
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output

@@ -48,19 +48,20 @@ class Engine(ABC):
         self.accelerator = accelerator
         self.module = module
         self.config = config
+        self.compiled = compiles(config, accelerator)
         #: Hugging Face's parameter names; the tied decoder weight appears once, as the embedding.
         self.parameters = dict(module.hf.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
 
     @abstractmethod
-    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
+    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; `last` of its step reduces over ranks. Returns the loss sums [4]."""
 
     @abstractmethod
-    def step(self, learning_rate: float) -> float:
-        """Clips, updates the weights, clears the gradients; returns the global gradient norm before clipping.
+    def step(self, learning_rate: float) -> torch.Tensor:
+        """Clips, updates the weights, clears the gradients; returns the global gradient norm before clipping, fp32 [].
 
-        Raises NumericsError, with weights untouched, when the gradient is not finite.
+        Weights and moments stay as they are when the norm is not finite. Does not wait for the device to find out.
         """
 
     @abstractmethod
@@ -110,20 +111,22 @@ class PlainEngine(Engine):
         self.accumulation = accumulation
         allocate_moments(optimizer, self.parameters.values())
 
-    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
+    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
         with hold:
-            loss, sums = self.model(tokens, keys)
+            loss, sums = self.model(tokens, keys, room)
             (loss / self.accumulation).backward()
         return sums
 
-    def step(self, learning_rate: float) -> float:
-        limit = self.config.optimizer.gradient_clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        if not math.isfinite(norm):
-            raise NumericsError(f"the gradient norm is {norm}")
+    def step(self, learning_rate: float) -> torch.Tensor:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if limit := self.config.optimizer.gradient_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        # The fused optimizer reads this on the device, and leaves weights and moments alone where it is 1.
+        self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -184,21 +187,20 @@ class DeepSpeedEngine(Engine):
             return self.zero.single_partition_of_fp32_groups
         return self.zero.fp32_partitioned_groups_flat
 
-    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, last: bool) -> torch.Tensor:
+    def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         self.model.set_gradient_accumulation_boundary(last)
-        loss, sums = self.model(tokens, keys)
+        loss, sums = self.model(tokens, keys, room)
         self.model.backward(loss)
         if not last:
             self.model.step()  # counts the micro-batch; weights stay
         return sums
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float) -> torch.Tensor:
         self.zero.set_lr(learning_rate)
         self.model.step()
-        norm = float(self.model.get_global_grad_norm())
-        if not self.model.was_step_applied() or not math.isfinite(norm) or norm < 0:
-            raise NumericsError("the gradient is not finite")
-        return norm
+        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32)
+        # DeepSpeed leaves out a step whose gradient is not finite, and gives -1 for its norm.
+        return norm if self.model.was_step_applied() and norm >= 0 else torch.full_like(norm, math.inf)
 
     def full_gradient(self, name: str) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_grad
@@ -327,6 +329,17 @@ def build_engine(
     if accelerator.deepspeed_plugin is not None:
         return DeepSpeedEngine(accelerator, module, optimizer, config)
     return PlainEngine(accelerator, module, optimizer, config, accumulation)
+
+
+def compiles(config: Config, accelerator: "Accelerator") -> bool:
+    """Whether the step is one compiled graph. ZeRO-3 gathers weights layer by layer, which no such graph allows."""
+    if (plugin := accelerator.deepspeed_plugin) is not None and plugin.zero_stage == 3:
+        if config.train.compile:
+            raise UsageError(
+                "train.compile=true does not go with ZeRO-3: use zero1, zero2, plain, or train.compile=null."
+            )
+        return False
+    return accelerator.device.type == "cuda" if config.train.compile is None else config.train.compile
 
 
 class GradientReductionCheck:

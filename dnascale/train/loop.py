@@ -1,9 +1,12 @@
 """Training, told in order: join, open the data, build, resume, say what will happen, step, save."""
 
+import contextlib
 import copy
+import gc
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +19,11 @@ from dnascale.data.masking import Masking
 from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
 from dnascale.data.stream import Batch, Dealing, TrainStream
-from dnascale.errors import CheckpointError, DataError, NumericsError, UsageError
+from dnascale.errors import CheckpointError, DataError, UsageError
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
-from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, deepspeed_config
+from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compiles, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer, learning_rate
@@ -104,6 +107,10 @@ def train(config: Config) -> Path:
 def _assemble(config: Config) -> Job:
     from dnascale.model.modernbert import MaskedLanguageModel, build
 
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
     # Join the other processes.
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batching = divide_batch(config, world)
@@ -120,9 +127,14 @@ def _assemble(config: Config) -> Job:
 
     # Build the model; settle how many steps.
     hf = build(config.model, corpus.vocabulary, config.train.seed)
-    autocast = torch.bfloat16 if config.train.precision == "bf16" and deepspeed is None else None
+    narrow = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    autocast, weights = (narrow, torch.float32) if deepspeed is None else (None, narrow)
     masking = Masking(corpus.vocabulary, **config.masking.model_dump())
-    module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast).to(accelerator.device)
+    module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast, weights, accelerator.device).to(
+        accelerator.device
+    )
+    if compiles(config, accelerator):
+        module.compile(fullgraph=True, dynamic=False)
     config = from_main(accelerator, lambda: settle_config(run, config))
     config = _with_steps(accelerator, config, batching, reader, order, module, screen)
     assert config.train.steps is not None
@@ -157,17 +169,18 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
     meter = Meter(job.accelerator.device)
     check = GradientReductionCheck(job.engine) if job.batching.world > 1 else None
     valid_loss: float | None = None
-    with job.screen.progress(state):
+    with job.screen.progress(state), _without_garbage_collection():
         while state.step < state.total_steps:
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
-            gradient_norm = _step(job, meter, rate, check)
+            _step(job, meter, rate, check)
             check = None
             last = state.step == state.total_steps
             save = last or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if save or state.step % config.log.every == 0:
-                line = meter.line(job.accelerator, state, config, rate, gradient_norm, job.stream.order.epoch_windows)
+                line = meter.line(job.accelerator, state, config, job.stream.order.epoch_windows)
                 recorder.write("train", **line)
+                gc.collect(1)
                 job.screen.step(state, line, valid_loss)
             with meter.paused():
                 if job.valid is not None and (last or state.step % config.evaluation.every == 0):
@@ -182,30 +195,22 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
     return valid_loss
 
 
-def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> float:
-    """One optimizer step; moves the state on. Returns the gradient norm. Raises NumericsError if it is not finite."""
+def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:
+    """One optimizer step; moves the state on. Nothing here waits for the device: `meter.line` does, now and then."""
     with meter.waiting():
         micro_batches = job.stream.next_step()
     for micro, batch in enumerate(micro_batches):
         with meter.waiting():
-            tokens, keys = _to_device(batch, job.accelerator.device)
-        meter.add(batch.windows, job.engine.backward(tokens, keys, last=micro == job.batching.accumulation - 1))
+            inputs = _to_device(batch, job.engine.module, job.accelerator.device)
+        meter.add(batch.windows, job.engine.backward(*inputs, last=micro == job.batching.accumulation - 1))
     if check is not None:
         _require_distinct(job.accelerator, meter.digest)
         check.finish()
+    meter.stepped(job.engine.step(rate), rate)
     state = job.state
-    try:
-        gradient_norm = job.engine.step(rate)
-    except NumericsError as error:
-        raise NumericsError(
-            f"step {state.step + 1} (learning rate {rate:.2e}): {error}. The last checkpoint is untouched. A lower "
-            "optimizer.learning_rate usually helps."
-        ) from None
     state.step += 1
     state.tokens += job.config.train.global_batch_tokens
     state.position = job.stream.position
-    meter.steps += 1
-    return gradient_norm
 
 
 def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
@@ -267,14 +272,16 @@ def _time_step(
 ) -> float:
     """Seconds of one optimizer step of a copy of the bare model here; the slowest rank counts."""
     trial = copy.deepcopy(module)
+    if config.train.precision == "bf16":
+        trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
+    if compiles(config, accelerator):
+        trial.compile(fullgraph=True, dynamic=False)
     optimizer = build_optimizer(trial, config.optimizer)
     micro_batches, updates = [], []
     for _ in range(30):
         begin = time.monotonic()
         for batch in stream.next_step():
-            # DeepSpeed will have the weights in bf16; here they are still fp32.
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                loss, _ = trial(*_to_device(batch, accelerator.device))
+            loss, _ = trial(*_to_device(batch, trial, accelerator.device))
             loss.backward()
             float(loss.detach())  # waits for the device
         micro_batches.append(time.monotonic() - begin)
@@ -313,8 +320,25 @@ def _announce(job: Job) -> None:
         job.screen.print(f"resumed  from the checkpoint of step {job.state.step:,}")
 
 
-def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True)
+def _to_device(
+    batch: Batch, module: "MaskedLanguageModel", device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What `module` is called with. The copies do not wait: the tokens are in pinned memory where there is a GPU."""
+    room = module.room(batch.tokens)
+    return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True), room
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Python looks for reference cycles at its own times, on each rank at another: all others wait for that one."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _require_one_order(accelerator: "Accelerator", stream: TrainStream) -> None:

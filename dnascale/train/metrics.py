@@ -145,14 +145,20 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums.zero_()
+        self._norms: list[torch.Tensor] = []  # gradient norm of each step, on the device
+        self._rates: list[float] = []  # learning rate of each step
         self.digest = 0
-        self.steps = 0
         self._waited = 0.0
         self._started = time.monotonic()
 
     def add(self, windows: Windows, sums: torch.Tensor) -> None:
         self.digest += windows.digest()
         self._sums += sums
+
+    def stepped(self, gradient_norm: torch.Tensor, learning_rate: float) -> None:
+        """An optimizer step was taken; its gradient norm is read when the line is made."""
+        self._norms.append(gradient_norm)
+        self._rates.append(learning_rate)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -173,11 +179,19 @@ class Meter:
         accelerator: "Accelerator",
         state: TrainState,
         config: Config,
-        rate: float,
-        gradient_norm: float,
         epoch_windows: int,
     ) -> dict[str, Any]:
-        """The line to write, summed over ranks; begins anew. Collective. Raises NumericsError for a loss that is not finite."""
+        """The line to write, summed over ranks; begins anew. Collective.
+
+        Raises NumericsError when a gradient (whose step was then left out) or the loss was not finite.
+        """
+        norms, steps = torch.stack(self._norms).tolist(), len(self._norms)
+        for step, (norm, rate) in enumerate(zip(norms, self._rates, strict=True), start=state.step - steps + 1):
+            if not math.isfinite(norm):
+                raise NumericsError(
+                    f"step {step} (learning rate {rate:.2e}): the gradient norm is {norm}. The last checkpoint is "
+                    "untouched. A lower optimizer.learning_rate usually helps."
+                )
         nats, weight, masked_nats, masked_weight = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
         digest = accelerator.reduce(torch.tensor([self.digest], device=accelerator.device), reduction="sum")
         elapsed = time.monotonic() - self._started
@@ -192,10 +206,10 @@ class Meter:
             "position": state.position,
             "loss": loss,
             "masked_loss": masked_nats / max(masked_weight, 1.0),
-            "learning_rate": rate,
-            "gradient_norm": gradient_norm,
+            "learning_rate": self._rates[-1],
+            "gradient_norm": norms[-1],
             "windows_digest": int(digest),
-            "tokens_per_second": self.steps * config.train.global_batch_tokens / elapsed,
+            "tokens_per_second": steps * config.train.global_batch_tokens / elapsed,
             "data_wait": self._waited / elapsed,
             "seconds": state.seconds,
         }

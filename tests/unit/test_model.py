@@ -113,7 +113,7 @@ def test_masks_equal_a_definition_token_by_token() -> None:
     rng = random.Random(0)
     tokens = torch.tensor([[rng.choice([0, 1, 2, CHARACTER.sep]) for _ in range(40)] for _ in range(5)])
     tokens[4] = 0
-    masks = record_masks(tokens, CHARACTER.sep, LOCAL)
+    masks = record_masks(tokens, CHARACTER.sep, LOCAL // 2)
     for row, window in enumerate(tokens.tolist()):
         for i in range(40):
             for j in range(40):
@@ -158,7 +158,7 @@ def test_without_separation_records_do_leak_so_that_the_tests_above_can_fail(hf:
     window, records, places = pack([30, 30])
     joined = MaskedLanguageModel(hf, recipe(), separate_records=False)
     with torch.no_grad():
-        assert torch.equal(joined.logits(window), hf(input_ids=window).logits)
+        assert relative(joined.logits(window), hf(input_ids=window).logits) < 1e-6
         alone = hf(input_ids=records[1][None]).logits[0]
         assert relative(joined.logits(window)[0, places[1]], alone) > 0.05
 

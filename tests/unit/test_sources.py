@@ -9,7 +9,6 @@ import importlib.util
 import lzma
 import os
 import re
-import struct
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from fasta_text import bgzf, naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,32 +55,8 @@ def refusal(path: Path, data: bytes, block_bytes: int = 1 << 20) -> str:
     return re.sub(r" \(byte [\d,]+\)", "", str(caught.value)).removeprefix(f"{path}:")
 
 
-def naive(text: bytes) -> list[tuple[str, str, bytes, int]]:
-    """An independent parser of correct FASTA: line by line, nothing clever."""
-    records: list[tuple[str, str, list[bytes], int]] = []
-    for number, line in enumerate(re.split(rb"\r\n|\r|\n", text), 1):
-        if line.startswith(b">"):
-            name, *rest = re.split(r"[ \t]", line[1:].decode("latin-1"), maxsplit=1)
-            records.append((name, "".join(rest).strip(" \t"), [], number))
-        elif line:
-            records[-1][2].append(line)
-    return [(name, description, b"".join(lines), number) for name, description, lines, number in records]
-
-
 def as_tuples(records: list[Record]) -> list[tuple[str, str, bytes, int]]:
     return [(r.name, r.description, r.bases, r.line) for r in records]
-
-
-def bgzf(data: bytes, member_bytes: int = 20) -> bytes:
-    """What bgzip writes: gzip members with a BC field, and an empty one at the end."""
-    out = b""
-    for start in [*range(0, len(data), member_bytes), len(data)]:
-        piece = data[start : start + member_bytes]
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-        body = packer.compress(piece) + packer.flush()
-        head = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00"
-        out += head + struct.pack("<H", len(body) + 25) + body + struct.pack("<II", zlib.crc32(piece), len(piece))
-    return out
 
 
 @pytest.fixture

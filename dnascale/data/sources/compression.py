@@ -36,9 +36,10 @@ _MAX_RATIO, _RATIO_FROM_BYTES = 1000, 1 << 30
 class Stored(io.RawIOBase):
     """An input as it lies on the disk, read once from its start: counted, hashed, its last bytes kept."""
 
-    def __init__(self, stream: IO[bytes], report: ReadReport) -> None:
+    def __init__(self, stream: IO[bytes], report: ReadReport, algorithm: str | None = None) -> None:
         self.stream, self.report = stream, report
-        self.digest = hashlib.sha256()
+        self.sha256 = hashlib.sha256()
+        self.other = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None  # what a list was made with
         self.tail = b""
         self._ahead = b""
 
@@ -65,7 +66,9 @@ class Stored(io.RawIOBase):
 
     def _fetch(self, size: int) -> bytes:
         block = self.stream.read(size) or b""
-        self.digest.update(block)
+        self.sha256.update(block)
+        if self.other:
+            self.other.update(block)
         self.report.bytes_read += len(block)
         self.tail = block[-_TAIL_BYTES:] if len(block) >= _TAIL_BYTES else (self.tail + block)[-_TAIL_BYTES:]
         return block

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from dnascale.data.sources.report import Problem, ReadOptions, ReadReport
 from dnascale.errors import DataError
 
 _MAX_HEADER_BYTES = 64 << 10
+_SHORT_BYTES = 4096  # records of this size on average are read many at once
 _STRIDED_BYTES = 2048  # below, what NumPy costs a call is more than it saves
 _PROTEIN_SHARE = 0.1  # of the letters; in proteins a third are amino acids that no base shares its letter with
 
@@ -58,7 +60,7 @@ class _Parser:
         chunk = Chunk(b"", b"", 0)
         for chunk in text:
             block = chunk.text
-            here, end = 0, len(block)
+            here, end, untried = 0, len(block), True
             if not self.header_line and header is None:
                 here = self.skip_to_first(chunk)
             while here < end:
@@ -82,6 +84,11 @@ class _Parser:
                     else:
                         if self.header_line and (record := self.close_record()):
                             yield record
+                        if untried and (last := block.rfind(b"\n>", stop)) > stop:
+                            untried = False
+                            if whole := self.short_records(block[stop + 1 : last]):
+                                yield from whole
+                                stop = last + 1
                         header, self.header_at = b"", (chunk, stop)
                 here = stop + 1
         if header is None and not self.header_line:
@@ -105,6 +112,41 @@ class _Parser:
             self.header_at = (chunk, here)
             raise self.damage("the first line must start with '>'; this is not FASTA")
         return here
+
+    def short_records(self, text: bytes) -> Iterator[Record] | None:
+        """Whole short records, without the first '>' and the last line end, if nothing is wrong with them at all.
+
+        It is the quick way. None: they must be read one by one, to say what is wrong, or for they are long.
+        """
+        entries = text.split(b"\n>")
+        if len(text) > _SHORT_BYTES * len(entries) or b"\n\n" in text or b"\0" in text:
+            return None
+        parts = [entry.partition(b"\n") for entry in entries]
+        headers = [split_header(header) for header, _, _ in parts if len(header) <= _MAX_HEADER_BYTES]
+        letters = [sequence.replace(b"\n", b"") for _, _, sequence in parts]
+        codes = encode(bytearray().join(letters))
+        if codes.find(INVALID) >= 0 or not all(letters) or not all(name for name, _ in headers):
+            return None
+        if len(headers) < len(parts):
+            return None
+        # A record has a line for its header, and one more than its sequence has line ends.
+        sizes = [2 + len(part[2]) - len(bases) for part, bases in zip(parts, letters, strict=True)]
+        lines = list(accumulate(sizes, initial=self.line))
+        self.line = lines.pop()
+        self.problems.new_names((name for name, _ in headers), lines)
+        return self.given_out(headers, letters, lines, np.frombuffer(codes, dtype=np.uint8))
+
+    def given_out(
+        self, headers: list[tuple[str, str]], letters: list[bytes], lines: list[int], codes: np.ndarray
+    ) -> Iterator[Record]:
+        """The records that these are, counted one by one."""
+        report, start = self.report, 0
+        for (name, description), bases, line in zip(headers, letters, lines, strict=True):
+            end = start + len(bases)
+            report.records += 1
+            report.bases += len(bases)
+            yield Record.coded(name, description, bases, line, codes[start:end], {})
+            start = end
 
     def take(self, chunk: Chunk, start: int, end: int) -> None:
         """Check some sequence, which may begin and end anywhere in a line, and keep it."""

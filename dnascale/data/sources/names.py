@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import tempfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import IO
+from zlib import crc32
 
 import numpy as np
 
@@ -29,12 +29,13 @@ class Names:
     _rows: bytearray = field(default_factory=bytearray)
     _file: IO[bytes] | None = None
 
-    def add(self, name: str, line: int) -> None:
-        """Remember that a record of this name begins in this line."""
-        stem, dot, version = name.rpartition(".")
-        alike = (stem if dot and version.isdecimal() else name).lower().removeprefix("chr")
-        digest = hashlib.blake2b(alike.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self._rows += _pack(digest, zlib.crc32(name.encode("utf-8", "surrogatepass")), line)
+    def add(self, names: Iterable[str], lines: Iterable[int]) -> None:
+        """Remember names, and the line where the record of each begins."""
+        for name, line in zip(names, lines, strict=True):
+            stem, dot, version = name.rpartition(".")
+            alike = (stem if dot and version.isdecimal() else name).lower().removeprefix("chr")
+            digest = blake2b(alike.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            self._rows += _pack(digest, crc32(name.encode("utf-8", "surrogatepass")), line)
         if len(self._rows) >= _MEMORY_BYTES:
             self._file = self._file or tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             self._file.write(self._rows)

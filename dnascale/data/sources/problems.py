@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dnascale.data.sources.names import Names
 from dnascale.data.sources.report import Problem, ReadOptions, ReadReport
 
@@ -24,9 +26,13 @@ class Problems:
         self.report.bad_records += 1
         self.report.bad_bases += bases
 
+    def new_names(self, names: Iterable[str], lines: Iterable[int]) -> None:
+        """Remembers names, with the lines where their records begin. What was used before is told by `finish`."""
+        self._names.add(names, lines)
+
     def new_name(self, name: str, line: int) -> None:
-        """Remembers a name, with the line where its record begins. Whether it was used before is told by `finish`."""
-        self._names.add(name, line)
+        """As `new_names`, for one."""
+        self._names.add((name,), (line,))
 
     def finish(self) -> None:
         """Notes names that were used twice, which no option leaves out, and warns of similar ones."""

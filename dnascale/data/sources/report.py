@@ -20,6 +20,7 @@ class ReadOptions:
         name_column: the column of a table that holds the names.
         skip_bad_records: leave bad records out and count them, instead of refusing the input.
         temporary: the folder for temporary files: records of more than 64 MiB, names of more than 10^6 records.
+        expect: a list of what an input holds: names and lengths (for one input), or checksums; see `expect`.
     """
 
     format: str | None = None
@@ -27,6 +28,7 @@ class ReadOptions:
     name_column: str | None = None
     skip_bad_records: bool = False
     temporary: str | None = None
+    expect: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+"""Floating-point operations of a training step, as the model needs them: what MFU is counted with.
+
+A multiply-add is 2, backward is twice forward, and nothing that is computed again or thrown away is counted: local layers
+count the keys they see, the head counts the positions it predicts. Embedding look-ups, norms, rotary embeddings and
+softmax are left out. The convention is that of PaLM (Chowdhery et al. 2022, appendix B), with attention as it is windowed.
+"""
+
+import numpy as np
+
+from dnascale.config import ModelConfig
+
+
+def keys_per_token(lengths: np.ndarray, reach: int | None) -> float:
+    """Mean number of keys that a token attends to in records of `lengths` tokens, within `reach` to each side.
+
+    `reach` None: all of its record.
+    """
+    n = np.asarray(lengths, dtype=np.float64)
+    if reach is None:
+        return float((n * n).sum() / n.sum())
+    far = np.minimum(reach, n - 1)
+    return float((n * (2 * far + 1) - far * (far + 1)).sum() / n.sum())
+
+
+def record_lengths(tokens: np.ndarray, separator: int) -> np.ndarray:
+    """Windows [B, S] of token ids -> int64, the lengths of the stretches that see each other; a separator is one alone."""
+    windows, length = tokens.shape
+    is_separator = tokens == separator
+    begins = np.ones((windows, length), dtype=bool)
+    begins[:, 1:] = is_separator[:, 1:] | is_separator[:, :-1]
+    return np.diff(np.flatnonzero(begins.ravel()), append=windows * length)
+
+
+def train_flops_per_token(model: ModelConfig, vocabulary: int, predicted_share: float, lengths: np.ndarray) -> float:
+    """FLOPs of forward and backward for one token.
+
+    `predicted_share`: of the tokens, for the head. `lengths`: of the records in a sample of windows.
+    """
+    hidden, layers = model.hidden_size, model.layers
+    global_layers = sum(layer % model.global_every == 0 for layer in range(layers))
+    linear = layers * (4 * hidden**2 + 3 * hidden * model.intermediate_size)
+    head = predicted_share * (hidden**2 + hidden * vocabulary)
+    # Scores and weighted values are each one multiply-add per key and channel.
+    attention = hidden * (
+        global_layers * keys_per_token(lengths, None)
+        + (layers - global_layers) * keys_per_token(lengths, model.local_attention // 2)
+    )
+    return 6 * (linear + head) + 12 * attention

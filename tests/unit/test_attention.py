@@ -1,0 +1,178 @@
+"""Every kernel gives what eager attention gives to each record alone, forward and backward, in one compiled graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from dnascale.config import ModelConfig
+from dnascale.data.masking import Masking
+from dnascale.model.attention import Attention
+from dnascale.model.modernbert import MaskedLanguageModel, build
+from dnascale.vocab import CHARACTER
+
+MODEL = ModelConfig(
+    hidden_size=32, layers=4, heads=2, intermediate_size=48, context=96, local_attention=16, global_every=3
+)
+REACH = MODEL.local_attention // 2
+KERNELS = ["masks", "blocks", "flash"]
+#: Lengths of the records of each window; a separator follows each, and the window ends within or after the last.
+WINDOWS = {
+    "one record": [[96], [96]],
+    "two records": [[40, 80], [95]],
+    "around the reach of local layers": [[7, 8, 9, 10, 96], [16, 17, 18, 96]],
+    "many short records": [[1] * 48, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]],
+    "separators side by side": [[0, 0, 50, 0, 96], [0, 96]],
+}
+
+
+def emulated_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int],
+) -> torch.Tensor:  # fmt: skip
+    """What torch's varlen_attn computes, one record at a time; torch has it for CUDA alone."""
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert cu_seq_q.dtype == torch.int32
+    assert cu_seq_q[0] == 0
+    assert cu_seq_q[-1] == len(query)
+    assert int(cu_seq_q.diff().min()) >= 0
+    assert int(cu_seq_q.diff().max()) <= max_q == max_k
+    out = []
+    for begin, end in pairwise(cu_seq_q.tolist()):
+        q, k, v = (x[begin:end].transpose(0, 1) for x in (query, key, value))
+        scores = q @ k.transpose(1, 2) * scale
+        place = torch.arange(end - begin)
+        if window_size != (-1, -1):
+            far = (place[:, None] - place[None, :]).abs() > window_size[0]
+            scores = scores.masked_fill(far, -torch.inf)
+        out.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.fixture(autouse=True)
+def _varlen_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", emulated_varlen)
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def hf() -> Any:
+    model = build(MODEL, CHARACTER).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6)  # so that what is far away matters
+    return model
+
+
+def windows_of(lengths: list[list[int]], seed: int = 0) -> torch.Tensor:
+    """int64 [B, context]."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for records in lengths:
+        parts = [part for n in records for part in (rng.choice([0, 1, 2, 3, 4], n), [CHARACTER.sep])]
+        rows.append(np.resize(np.concatenate(parts), MODEL.context))
+    return torch.from_numpy(np.stack(rows)).long()
+
+
+def language_model(hf: Any, kernel: str, separate: bool = True) -> MaskedLanguageModel:
+    hf.zero_grad(set_to_none=True)
+    masking = Masking(CHARACTER, 0.2, 0.8, 0.1, reverse_complement=False, repeat_weight=1.0)
+    model = MaskedLanguageModel(hf, masking, separate_records=separate)
+    model.attention.kernel = kernel
+    return model
+
+
+def gradients(hf: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in hf.parameters()])
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("lengths", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_packed_records_equal_eager_attention_over_each_record_alone(
+    hf: Any, kernel: str, lengths: list[list[int]]
+) -> None:
+    tokens = windows_of(lengths)
+    model = language_model(hf, kernel)
+    packed = model.logits(tokens)
+    weight = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1))
+    (packed * weight).sum().backward()
+    found = gradients(hf)
+
+    hf.zero_grad(set_to_none=True)
+    hf.set_attn_implementation("eager")
+    try:
+        for row in range(len(tokens)):
+            edges = (tokens[row] == CHARACTER.sep).nonzero().flatten().tolist()
+            cuts = sorted({0, MODEL.context, *edges, *(edge + 1 for edge in edges)})
+            for begin, end in pairwise(cuts):
+                alone = hf(input_ids=tokens[row : row + 1, begin:end]).logits
+                assert close(packed[row, begin:end].detach(), alone[0].detach(), 1e-5)
+                (alone[0] * weight[row, begin:end]).sum().backward()
+    finally:
+        hf.set_attn_implementation("dnascale")
+    assert close(found, gradients(hf), 1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_without_separation_a_window_is_one_record(hf: Any, kernel: str) -> None:
+    tokens = windows_of([[40, 80], [16, 17, 96]])
+    model = language_model(hf, kernel, separate=False)
+    with torch.no_grad():
+        assert close(model.logits(tokens), hf(input_ids=tokens).logits, 1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 95])
+def test_blocks_serve_windows_of_any_length(hf: Any, length: int) -> None:
+    tokens = windows_of([[20, 80], [96]])[:, :length]
+    with torch.no_grad():
+        expected = language_model(hf, "masks").logits(tokens)
+        assert close(language_model(hf, "blocks").logits(tokens), expected, 1e-5)
+
+
+def test_room_for_records_suffices_and_seldom_grows() -> None:
+    attention = Attention("flash", CHARACTER.sep, REACH)
+    rooms = [attention.room(64, separators) for separators in (1, 3, 0, 30, 32, 31, 200, 100, 5)]
+    assert [room >= 64 + 2 * n for room, n in zip(rooms, (1, 3, 0, 30, 32, 31, 200, 100, 5), strict=True)].count(
+        False
+    ) == 1
+    assert rooms[2] == 0  # no separator: each window is one record
+    assert len(set(rooms)) == 3
+
+
+def test_the_kernel_is_chosen_by_device_dtype_and_length() -> None:
+    cpu = torch.device("cpu")
+    assert Attention.choose(cpu, torch.bfloat16, 64, 256, 21, 64).kernel == "masks"
+    assert Attention.choose(cpu, torch.bfloat16, 64, 1024, 21, 64).kernel == "blocks"
+    assert Attention.choose(torch.device("mps"), torch.float32, 64, 8192, 21, 64).kernel == "blocks"
+
+
+@pytest.mark.parametrize("kernel", ["masks", "blocks"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_the_step_is_one_graph_that_is_compiled_once(hf: Any, kernel: str, autocast: torch.dtype | None) -> None:
+    model = language_model(hf, kernel)
+    model.autocast = autocast
+    torch._dynamo.reset()
+    counters.clear()
+    step = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+    for seed in range(4):
+        tokens = windows_of([[30 + seed, 80], [11, 12, 80]], seed).to(torch.uint8)
+        keys = torch.arange(2) + 2 * seed
+        loss, sums = step(tokens, keys, 1)
+        loss.backward()
+        expected, expected_sums = model(tokens, keys, 1)
+        assert close(sums, expected_sums, 1e-2 if autocast else 1e-6)
+        assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-2 if autocast else 1e-6)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
