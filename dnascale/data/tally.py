@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dnascale.errors import DataError
+
 _MAX_WARNINGS = 20
-_MAPPINGS = ("letters", "skipped", "noted", "near")
+_MAPPINGS = ("letters", "skipped", "noted", "near", "files")
 
 
 @dataclass(slots=True)
@@ -29,7 +31,8 @@ class Tally:
     overlap. `letters`: bases other than A, C, G, T and N, by letter. `skipped`: regions or transcripts that were not
     taken, by reason. `noted`: what was done to bases or regions that were kept, by what it was. `contigs`: names of
     sequences that the regions or the annotation lie on and that were met; `near`: names that were not met, and the
-    sequence of the input that was probably meant. Two sums always hold, see `balance`.
+    sequence of the input that was probably meant. `files`: the files that said where the regions are, with their
+    SHA-256. Two sums always hold, see `balance`.
     """
 
     records_in: int = 0
@@ -44,6 +47,7 @@ class Tally:
     noted: dict[str, int] = field(default_factory=dict)
     contigs: set[str] = field(default_factory=set)
     near: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     further_warnings: int = 0
 
@@ -84,7 +88,7 @@ class Tally:
             self.further_warnings += 1
 
     def merge(self, other: Tally) -> Tally:
-        """Add `other` to this tally, which is returned."""
+        """Add `other` to this tally, which is returned. Raises DataError if a file of regions was not the same in both."""
         for name in ("records_in", "bases_in", "cut", "repeated", "records_out", "bases_out", "further_warnings"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.dropped.items():
@@ -97,6 +101,11 @@ class Tally:
         self.contigs |= other.contigs
         for name, meant in other.near.items():
             self.near[name] = min(meant, self.near.get(name, meant))
+        for name, digest in other.files.items():
+            if self.files.setdefault(name, digest) != digest:
+                raise DataError(
+                    f"{name} changed while the sequences were read: prepare again when nothing writes to it."
+                )
         for text in other.warnings:
             self.warn(text)
         return self

@@ -271,6 +271,7 @@ def test_identifiers_without_quotes_are_understood(tmp_path):
         ("##gff-version 3\n\n", " has no features in it."),
         ("c x CDS 1 3 . + 0 ID=a\n", ":1: 1 columns, where GTF and GFF3 have nine"),
         ("c|x|CDS|1|3|.|+|0\n", ":1: 8 columns"),
+        ("c|1|3\n", ":1: 3 columns, where GTF and GFF3 have nine with tabs between them; this looks like BED"),
         ("c|x|CDS|1|3|.|+|0|something\n", ":1: the ninth column 'something' is neither GTF"),
         ("c|x|CDS|0|3|.|+|0|ID=a\n", ":1: '0' to '3' is no interval; bases count from 1"),
         ("c|x|CDS|5|3|.|+|0|ID=a\n", ":1: '5' to '3' is no interval"),

@@ -1,6 +1,7 @@
 """Regions of BED files: what is taken, against a naive reading of the format, and what is refused, with its line."""
 
 import gzip
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -13,7 +14,6 @@ from dnascale.data.sources import Record
 from dnascale.data.take import TakeOptions, Taker
 from dnascale.data.take.layout import Contig, Names
 from dnascale.data.take.layout import take as take_from
-from dnascale.data.take.regions import read_bed
 from dnascale.data.take.stretch import View, reverse_complement
 from dnascale.data.tally import Count, Tally
 from dnascale.errors import DataError, UsageError
@@ -283,7 +283,9 @@ def test_options_that_exclude_each_other_are_refused(options, message):
 
 def test_long_regions_are_views(tmp_path, monkeypatch):
     monkeypatch.setattr("dnascale.data.take.layout.VIEW_BYTES", 5)
-    contig = read_bed(bed(tmp_path, "chr1\t1\t30\ta\t0\t-\nchr1\t1\t30\tb\t0\t+\nchr1\t1\t3\tc\t0\t+\n"))["chr1"]
+    contig = Taker(
+        TakeOptions(regions=bed(tmp_path, "chr1\t1\t30\ta\t0\t-\nchr1\t1\t30\tb\t0\t+\nchr1\t1\t3\tc\t0\t+\n"))
+    ).contigs["chr1"]
     minus, plus, short = take_from(Record("chr1", "", SEQUENCE, 1), contig, "x", Tally())
     assert isinstance(minus.bases, View)
     assert isinstance(plus.bases, View)
@@ -305,3 +307,23 @@ def test_nothing_is_taken_from_a_sequence_whose_regions_were_all_skipped():
     tally = Tally()
     assert list(take_from(Record("c", "", b"ACGT", 1), Contig(skipped=["no strand"]), "x", tally)) == []
     assert (tally.skipped, tally.dropped) == ({"no strand": 1}, {"outside the regions": Count(1, 4)})
+
+
+def test_the_digest_of_the_file_is_noted_and_must_be_the_same_in_all_tasks(tmp_path):
+    path = Path(bed(tmp_path, "chr1\t0\t4\n"))
+    _, one = taken(TakeOptions(regions=str(path)))
+    assert one.files == {"regions.bed": hashlib.sha256(path.read_bytes()).hexdigest()}
+    _, again = taken(TakeOptions(regions=str(path)))
+    assert one.merge(again).files == again.files
+    bed(tmp_path, "chr1\t0\t5\n")
+    _, other = taken(TakeOptions(regions=str(path)))
+    with pytest.raises(DataError, match=r"regions.bed changed while the sequences were read"):
+        one.merge(other)
+
+
+def test_the_file_is_read_once_in_a_process_and_again_when_it_changes(tmp_path):
+    options = TakeOptions(regions=bed(tmp_path, "chr1\t0\t4\n"))
+    assert Taker(options).contigs is Taker(TakeOptions(regions=options.regions)).contigs
+    assert len(taken(options)[0]) == 1
+    bed(tmp_path, "chr1\t0\t4\nchr1\t4\t8\n")
+    assert len(taken(options)[0]) == 2

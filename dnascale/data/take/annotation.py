@@ -10,9 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from dnascale.data.sources.alphabet import shown
-from dnascale.data.sources.locate import Input
 from dnascale.data.sources.opened import Source
-from dnascale.data.sources.report import ReadReport
 from dnascale.data.take import gff3, gtf
 from dnascale.data.take.layout import STRANDS, Contig
 from dnascale.data.take.regions import FURTHEST, text_of
@@ -23,7 +21,7 @@ _STRAND_OF = {b"+": 0, b"-": 1, b".": STRANDS.index("."), b"?": STRANDS.index(".
 _PHASE_OF = {b"0": 0, b"1": 1, b"2": 2, b".": NO_PHASE}
 
 
-def read_annotation(path: str, feature: str = "CDS") -> dict[str, Contig]:
+def read_annotation(source: Source, feature: str = "CDS") -> dict[str, Contig]:
     """The features of one kind in a GTF or GFF3 file, compressed or not, by the sequence that they lie on.
 
     Of CDS, exon, UTR and codons, the parts of a transcript are joined; any other feature is a region of its own. Coding
@@ -33,8 +31,7 @@ def read_annotation(path: str, feature: str = "CDS") -> dict[str, Contig]:
     Raises:
         DataError: what is wrong with the file, and in which line; or there is no such feature.
     """
-    with Source(Input(path, path), ReadReport(path)) as source:
-        return _Reader(path, feature).read(source.file())
+    return _Reader(source.input.name, feature).read(source.file())
 
 
 class _Reader:
@@ -53,7 +50,9 @@ class _Reader:
                 continue
             columns = line.rstrip(b"\r\n").split(b"\t")
             if len(columns) != 9:
-                raise self.error(f"{len(columns)} columns, where GTF and GFF3 have nine with tabs between them")
+                is_bed = len(columns) >= 3 and columns[1].isdigit() and columns[2].isdigit()
+                hint = "; this looks like BED, give it as --regions" if is_bed else ""
+                raise self.error(f"{len(columns)} columns, where GTF and GFF3 have nine with tabs between them{hint}")
             self.counts[columns[2]] += 1
             dialect = self.dialect or self.told_by(columns)
             if dialect is None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dnascale.data.sources.alphabet import shown
-from dnascale.data.sources.locate import Input
 from dnascale.data.sources.opened import Source
-from dnascale.data.sources.report import ReadReport
 from dnascale.data.take.layout import STRANDS, Contig, make_unique
 from dnascale.errors import DataError
 
@@ -20,7 +18,7 @@ _STRAND_OF = {sign.encode(): index for index, sign in enumerate(STRANDS)}
 _UNKNOWN_STRAND = STRANDS.index(".")
 
 
-def read_bed(path: str, spliced: bool = False, coding: bool = False) -> dict[str, Contig]:
+def read_bed(source: Source, spliced: bool = False, coding: bool = False) -> dict[str, Contig]:
     """The regions of a BED file, compressed or not, by the name of the sequence that they lie on.
 
     `spliced`: the blocks of BED12, joined, instead of the whole interval. `coding`: of the blocks, what lies between
@@ -29,8 +27,7 @@ def read_bed(path: str, spliced: bool = False, coding: bool = False) -> dict[str
     Raises:
         DataError: what is wrong with the file, and in which line.
     """
-    with Source(Input(path, path), ReadReport(path)) as source:
-        return _Bed(path, spliced or coding, coding).read(source.file())
+    return _Bed(source.input.name, spliced or coding, coding).read(source.file())
 
 
 def text_of(letters: bytes) -> str:

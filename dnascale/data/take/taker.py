@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
-from dnascale.data.sources import Record
+from dnascale.data.sources import Input, ReadReport, Record
+from dnascale.data.sources.opened import Source
 from dnascale.data.take.annotation import read_annotation
 from dnascale.data.take.layout import OUTSIDE, Contig, take
 from dnascale.data.take.regions import read_bed
@@ -57,12 +59,17 @@ class TakeOptions:
 
 
 @lru_cache(maxsize=1)
-def _contigs(options: TakeOptions, identity: tuple[int, ...]) -> dict[str, Contig]:
-    """The regions of a file. Takers of the same process share them, as long as the file is the same one."""
-    if options.regions:
-        return read_bed(options.regions, options.spliced, options.coding)
-    assert options.annotation is not None
-    return read_annotation(options.annotation, options.feature)
+def _contigs(options: TakeOptions, identity: tuple[int, ...]) -> tuple[dict[str, Contig], str]:
+    """The regions of a file, and its SHA-256. Takers of a process share them, as long as the file is the same one."""
+    path = options.file
+    assert path is not None
+    report = ReadReport(path)
+    with Source(Input(path, path), report) as source:
+        if options.regions:
+            contigs = read_bed(source, options.spliced, options.coding)
+        else:
+            contigs = read_annotation(source, options.feature)
+    return contigs, report.sha256
 
 
 class Taker:
@@ -77,12 +84,16 @@ class Taker:
     def __setstate__(self, options: TakeOptions) -> None:
         self.options = options
 
-    @cached_property
+    @property
     def contigs(self) -> dict[str, Contig]:
         """The regions by the name of their sequence. Raises DataError as `read_bed` and `read_annotation`."""
+        return self._read[0]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Contig], str]:
         path = self.options.file
         if path is None:
-            return {}
+            return {}, ""
         identity: tuple[int, ...] = ()
         with suppress(OSError):  # the reader says what is wrong
             status = os.stat(path)
@@ -99,6 +110,7 @@ class Taker:
         if source is None:
             yield record
             return
+        tally.files[Path(source).name] = self._read[1]
         name = self._meant_by(record.name)
         if name is None:
             tally.drop(OUTSIDE, len(record.bases))
