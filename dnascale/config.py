@@ -244,7 +244,22 @@ def load_config(source: str, overrides: list[str]) -> Config:
     assert isinstance(values, dict)
     if isinstance(run := values.setdefault("run", {}), dict):
         run.setdefault("dir", f"runs/{Path(source).stem}")
+    if isinstance(data := values.get("data"), dict):
+        _expand_mixture(data)
     return parse(values, source)
+
+
+def _expand_mixture(data: dict[str, Any]) -> None:
+    """A folder of several data sets, as `dnascale prepare RECIPE` makes it, stands for its sources and their weights."""
+    from dnascale.data.mixture import load_mixture
+
+    if data.get("sources") or not isinstance(data.get("path"), str):
+        return
+    if (mixture := load_mixture(Path(data["path"]))) is not None:
+        del data["path"]
+        if any("weight" in source for source in mixture["sources"].values()):
+            del mixture["temperature"]
+        data.update({**mixture, **data})
 
 
 def parse(values: dict[str, Any], source: str) -> Config:

@@ -58,6 +58,22 @@ def index(
         print(f"ids      read as 0, 1, 2, ... = {letters}; give --alphabet if they are others")
 
 
+@app.command("merge")
+def merge(
+    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help="Data sets: folders that prepare made.")],
+    out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
+    as_json: Json = False,
+) -> None:
+    """Several data sets into one, of the same vocabulary, with every group in one split."""
+    from dnascale.data.merge import merge
+    from dnascale.data.shards import load_dataset
+
+    size = sum(split.tokens for source in sources for split in load_dataset(source).splits.values())
+    with bytes_bar("merging", size) as advance:
+        dataset = merge(sources, out, advance)
+    show_dataset(dataset, as_json)
+
+
 @app.command("verify")
 def verify(data: DataFolder) -> None:
     """Compare every file with its digest, and every count; names file, block and byte of each fault."""

@@ -21,7 +21,7 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files of sequences, folders, globs, URLs (https, s3, gs, hf), - for standard input, or builtin:human-cds.",
+            help="Files of sequences, folders, globs, URLs (https, s3, gs, hf), - for standard input, builtin:human-cds; or a recipe of several sources (YAML).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
@@ -174,9 +174,15 @@ def prepare(
 
     from dnascale.cli.progress import shown_progress
     from dnascale.data.prepare import Crew, Plan, PrepareOptions, carry_out_plan
+    from dnascale.data.prepare.recipe import is_recipe
     from dnascale.data.shards import Dataset
 
     options = PrepareOptions(**given)
+    if is_recipe(sources):
+        if options != PrepareOptions():
+            raise UsageError(f"{sources[0]} is a recipe: write the options into it, under `options:` or a source.")
+        _prepare_recipe(sources[0], out, workers, _part(rank, world), as_json)
+        return
     part = _part(rank, world)
     plan = Plan.of(sources, options)
     crew = Crew(_workers(workers, sum(size for size, _ in plan.stamps)), *(part or (0, 1)), part=part is not None)
@@ -190,6 +196,28 @@ def prepare(
         print(f"rank {crew.rank} of {crew.world}: {done}")
     if not as_json and progress.summary:
         print(progress.summary)
+
+
+def _prepare_recipe(recipe: str, out: Path, workers: int | None, part: tuple[int, int] | None, as_json: bool) -> None:
+    from dnascale.cli.progress import shown_progress
+    from dnascale.data.prepare import Crew
+    from dnascale.data.prepare.recipe import carry_out_recipe, load_recipe, report
+    from dnascale.data.shards import Dataset
+
+    loaded = load_recipe(Path(recipe))
+    crew = Crew(_workers(workers, 1 << 40), *(part or (0, 1)), part=part is not None)
+    with shown_progress() as progress:
+        done = carry_out_recipe(loaded, out, crew, progress)
+    if as_json:
+        print(report(done))
+        return
+    for name, one in done.items():
+        print(f"{name}:")
+        if isinstance(one, Dataset):
+            show_dataset(one, as_json=False)
+        else:
+            print(f"rank {crew.rank} of {crew.world}: {one}")
+    print(progress.summary)
 
 
 #: Parameters of the command that are no PrepareOptions.

@@ -163,7 +163,7 @@ class Dataset:
     block_tokens: int = BLOCK_TOKENS
     layout: Layout = "blocks"
     translate: bytes | None = None  # 256 token ids, one for each byte of a member; None: members hold ids
-    splitting: dict[str, Any] = field(default_factory=dict)
+    splitting: dict[str, Any] = field(default_factory=dict)  # what prepare says of the splits
     remote: RemoteFolder | None = field(default=None, compare=False)
 
     @cached_property
@@ -289,6 +289,7 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
             block_tokens=body["block_tokens"],
             layout=body["layout"],
             translate=bytes.fromhex(body["translate"]) if body["translate"] else None,
+            splitting=body.get("splitting", {}),
             remote=remote,
         )
         for name, split in body["splits"].items():

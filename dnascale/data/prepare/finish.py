@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from dnascale import __version__
-from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.prepare.plan import Work
 from dnascale.data.prepare.settle import Settled
 from dnascale.data.prepare.write import marker
@@ -36,11 +35,12 @@ def finish(work: Work, settled: Settled, out: Path) -> Dataset:
         vocabulary=plan.vocabulary,
         soft_mask_bit=plan.options.soft_mask,
         sources=[report["source"] for report in reports],
-        options=_shown(plan.options),
+        options=plan.options.to_dict(),
         cleaning=cleaning,
         groups=dict(sorted(rules.items())),
         splitting=settled.splitting,
         splits=splits,
+        splitting=settled.splitting,
         block_tokens=plan.block_tokens,
     )
     _tidy(work.shards, splits)
@@ -94,7 +94,3 @@ def _cleaning(tally: Tally, splits: dict[str, Split]) -> dict[str, Any]:
     assert all(sum(split.composition.values()) == split.bases for split in splits.values()), "bases do not add up"
     body = tally.to_dict()
     return {key: value for key, value in body.items() if key not in ("contigs", "near")}
-
-
-def _shown(options: PrepareOptions) -> dict[str, Any]:
-    return options.to_dict()

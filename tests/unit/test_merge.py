@@ -1,0 +1,94 @@
+"""Merged data sets: what was in each, once, in the same splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fasta import random_fasta, write
+
+from dnascale.data.merge import merge
+from dnascale.data.prepare import PrepareOptions, prepare
+from dnascale.data.read import split_records
+from dnascale.data.shards import Dataset
+from dnascale.data.verify import verify
+from dnascale.errors import DataError, UsageError
+
+OPTIONS = PrepareOptions(valid=0.2, soft_mask=True, max_leakage=None)
+
+
+def prepared(folder: Path, name: str, seed: int, options: PrepareOptions = OPTIONS) -> Dataset:
+    source = write(folder / f"{name}.fa", [(f"{name}{header}", bases) for header, bases in random_fasta(seed)])
+    return prepare([source], folder / name, options, block_tokens=512, shard_blocks=2)
+
+
+def records(dataset: Dataset, split: str) -> Counter[bytes]:
+    return Counter(record.tobytes() for record in split_records(dataset, split))
+
+
+def rows(dataset: Dataset) -> list[tuple[str, str, int]]:
+    shards = [shard.name for split in dataset.splits.values() for shard in split.shards]
+    found = []
+    for name in shards:
+        for row in pq.read_table((dataset.folder / name).with_suffix(".records.parquet")).to_pylist():
+            found.append((row["record"], row["group"], row["source"]))
+    return found
+
+
+def test_a_merged_data_set_has_the_records_of_all_and_is_whole(tmp_path: Path) -> None:
+    parts = [prepared(tmp_path, name, seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
+    merged = merge([str(part.folder) for part in parts], tmp_path / "merged")
+    assert verify(merged) == []
+    for split in ("train", "valid"):
+        assert records(merged, split) == sum((records(part, split) for part in parts), Counter())
+        for key in ("records", "bases", "tokens", "soft_masked"):
+            assert getattr(merged.split(split), key) == sum(getattr(part.split(split), key) for part in parts)
+    assert merged.cleaning["bases_in"] == sum(part.cleaning["bases_in"] for part in parts)
+    assert [source["name"] for source in merged.sources] == ["a.fa", "b.fa", "c.fa"]
+    assert Counter(rows(merged)) == Counter(
+        (record, group, number) for number, part in enumerate(parts) for record, group, _ in rows(part)
+    )
+
+
+def test_a_group_in_different_splits_is_an_error_that_names_it(tmp_path: Path) -> None:
+    one = prepare([write(tmp_path / "a.fa", [("a gene=G1", "ACGT"), ("b gene=G2", "ACGT")])], tmp_path / "one", PrepareOptions(valid="G1"))  # fmt: skip
+    two = prepare([write(tmp_path / "b.fa", [("c gene=G1", "ACGT"), ("d gene=G3", "ACGT")])], tmp_path / "two", PrepareOptions(valid="G3"))  # fmt: skip
+    with pytest.raises(DataError, match=r"the group 'G1' is in valid of \S+one and in train of \S+two"):
+        merge([str(one.folder), str(two.folder)], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_records_that_are_in_several_are_counted(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.fa", [("x gene=G1", "ACGTACGTA"), ("y gene=G2", "TTTTT")])
+    again = write(tmp_path / "b.fa", [("z gene=G1", "acgtACGTA"), ("w gene=G2", "GGGGG")])
+    for name, file in (("one", source), ("two", again)):
+        prepare([file], tmp_path / name, PrepareOptions(valid=0))
+    merged = merge([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "merged")
+    assert [w for w in merged.cleaning["warnings"] if w.startswith("1 records are in several")]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"tokenizer": "kmer:2"}, "different vocabularies"), ({"soft_mask": False}, "soft masks")]
+)
+def test_data_sets_that_differ_in_their_tokens_are_not_merged(
+    change: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    one = prepared(tmp_path, "one", 1)
+    two = prepared(tmp_path, "two", 2, PrepareOptions(**(OPTIONS.to_dict() | change)))
+    with pytest.raises(DataError, match=words):
+        merge([str(one.folder), str(two.folder)], tmp_path / "merged")
+    with pytest.raises(UsageError, match="at least two"):
+        merge([str(one.folder)], tmp_path / "merged")
+
+
+def test_a_damaged_block_is_not_copied(tmp_path: Path) -> None:
+    parts = [prepared(tmp_path, name, seed) for name, seed in (("a", 1), ("b", 2))]
+    tar = parts[1].folder / parts[1].split("train").shards.name(0)
+    content = bytearray(tar.read_bytes())
+    content[600] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(DataError, match=r"shard-000000\.tar"):
+        merge([str(part.folder) for part in parts], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
