@@ -289,7 +289,6 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
             block_tokens=body["block_tokens"],
             layout=body["layout"],
             translate=bytes.fromhex(body["translate"]) if body["translate"] else None,
-            splitting=body.get("splitting", {}),
             remote=remote,
         )
         for name, split in body["splits"].items():

@@ -38,7 +38,6 @@ def finish(work: Work, settled: Settled, out: Path) -> Dataset:
         options=plan.options.to_dict(),
         cleaning=cleaning,
         groups=dict(sorted(rules.items())),
-        splitting=settled.splitting,
         splits=splits,
         splitting=settled.splitting,
         block_tokens=plan.block_tokens,
