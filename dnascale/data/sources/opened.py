@@ -73,7 +73,7 @@ class Source:
     def _finish(self) -> None:
         for _ in self._blocks:
             pass
-        self.report.sha256 = self._stored.digest.hexdigest()
+        self.report.sha256 = self._stored.sha256.hexdigest()
         if self._before is not None and self._before != _identity(self.input.location):
             raise DataError(f"{self.input.name} changed while it was read: prepare again when nothing writes to it.")
 
