@@ -56,6 +56,14 @@ def prepare(
             "--skip-bad-files", help="Leave out inputs that are unusable, and list them.", rich_help_panel=_READING
         ),
     ] = False,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What the input must hold: a .fai, chrom.sizes or assembly report; or checksums (sha256sum, md5sum).",
+            rich_help_panel=_READING,
+        ),
+    ] = None,
     regions: Annotated[
         str | None,
         typer.Option(

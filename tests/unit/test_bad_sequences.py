@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from pathlib import Path
 import pytest
 from fasta_text import bgzf, naive
 
+from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.sources import ReadOptions, ReadReport, Record, find, read
-from dnascale.errors import DataError
+from dnascale.errors import DataError, UsageError
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "input.md"
 GOOD = b">a one\nACGT\nAC\n>b two\nGGGG\n"
@@ -341,8 +343,6 @@ def test_an_assembly_report_is_met_by_any_of_its_names(tmp_path: Path, names: tu
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
 def test_a_checksum_file_is_met_by_the_file_as_it_lies_on_the_disk(tmp_path: Path, algorithm: str) -> None:
-    import hashlib
-
     packed = gzip.compress(GOOD)
     digest = hashlib.new(algorithm, packed).hexdigest()
     assert len(expecting(tmp_path, packed, f"{digest.upper()} *./a/b/genome.fa\n")) == 2
@@ -356,7 +356,24 @@ def test_a_checksum_file_is_met_by_the_file_as_it_lies_on_the_disk(tmp_path: Pat
     ("listing", "words"), [("", "is empty"), ("a 6\n", "list:1: 'a 6' is neither"), ("a\tx\n", "list:1")]
 )
 def test_a_list_that_is_none_is_a_usage_error(tmp_path: Path, listing: str, words: str) -> None:
-    from dnascale.errors import UsageError
-
     with pytest.raises(UsageError, match=words):
         expecting(tmp_path, GOOD, listing)
+
+
+def test_prepare_meets_what_is_expected(tmp_path: Path) -> None:
+    for number, bases in enumerate((b"ACGTTGCATG", b"GGTTGCATCA")):
+        records = (b">r%d_%d gene=g%d\n%s\n" % (number, i, i, bases * (i + 4)) for i in range(40))
+        (tmp_path / f"{number}.fa").write_bytes(b"".join(records))
+    sources = [str(tmp_path / f"{number}.fa") for number in range(2)]
+    lengths = tmp_path / "0.fa.fai"
+    lengths.write_text("".join(f"r0_{i}\t{10 * (i + 4)}\t0\t0\t0\n" for i in range(40)))
+    sums = tmp_path / "SHA256SUMS"
+    sums.write_text("".join(f"{hashlib.sha256(Path(s).read_bytes()).hexdigest()}  {Path(s).name}\n" for s in sources))
+    for given, listing in ((sources[:1], lengths), (sources, sums)):
+        options = PrepareOptions(valid=0, expect=str(listing))
+        assert prepare(given, tmp_path / f"of-{listing.name}", options).options["expect"] == str(listing)
+    with pytest.raises(UsageError, match="lists the records of one input, and there are 2"):
+        prepare(sources, tmp_path / "out", PrepareOptions(valid=0, expect=str(lengths)))
+    with pytest.raises(DataError, match="record 'r1_0' is not in"):
+        prepare(sources[1:], tmp_path / "out", PrepareOptions(valid=0, expect=str(lengths)))
+    assert not (tmp_path / "out").exists()

@@ -37,6 +37,7 @@ class PrepareOptions:
     name_column: str | None = None
     skip_bad_records: bool = False
     skip_bad_files: bool = False
+    expect: str | None = None
     regions: str | None = None
     spliced: bool = False
     coding: bool = False
@@ -91,13 +92,15 @@ class PrepareOptions:
         return SplitOptions(holdouts, self.drop_duplicates, self.cluster, self.max_leakage)
 
     def reading(self, temporary: Path) -> ReadOptions:
-        return ReadOptions(self.format, self.column, self.name_column, self.skip_bad_records, str(temporary))
+        return ReadOptions(
+            self.format, self.column, self.name_column, self.skip_bad_records, str(temporary), self.expect
+        )
 
     @property
     def files(self) -> list[str]:
-        """Files beside the inputs that the options name: regions or annotation, a table of groups."""
+        """Files beside the inputs that the options name: what is expected, regions or annotation, a table of groups."""
         tables = [self.grouping.argument] if self.grouping.by == "table" else []
-        return [*([self.taking.file] if self.taking.file else []), *tables]
+        return [*(file for file in (self.expect, self.taking.file) if file), *tables]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

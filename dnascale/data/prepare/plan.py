@@ -15,6 +15,7 @@ from dnascale import __version__
 from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.shards import BLOCK_TOKENS
 from dnascale.data.sources import Input, find
+from dnascale.data.sources.expect import Expected
 from dnascale.data.split import sampling_for
 from dnascale.data.writer import SHARD_BLOCKS
 from dnascale.errors import UsageError
@@ -48,6 +49,11 @@ class Plan:
         """Finds the inputs. Raises DataError when one is missing or named twice."""
         left_out: list[str] = []
         inputs = tuple(find(sources, left_out))
+        if options.expect and Expected.load(options.expect).lengths and len(inputs) > 1:
+            raise UsageError(
+                f"--expect {options.expect} lists the records of one input, and there are {len(inputs)}: prepare them one "
+                "by one, or give a list of checksums."
+            )
         beside = tuple(stamp(file) for file in options.files)
         plan = cls(
             inputs,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dnascale.data.sources.alphabet import NOT_A_BASE, shown
 from dnascale.data.sources.compression import GZIP_MAGIC
 from dnascale.data.sources.delimited import looks_delimited
+from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.hub import hub_records
 from dnascale.data.sources.locate import HUB, Input
 from dnascale.data.sources.opened import BLOCK_BYTES, Source
@@ -95,15 +96,18 @@ def read(
         UsageError: no such format.
     """
     report = report if report is not None else ReadReport(input.name)
+    expected = Expected.load(options.expect) if options.expect else None
     if input.format == HUB:
-        yield from hub_records(input.location, options, report)
+        records = hub_records(input.location, options, report)
+        yield from expected.check(records, report) if expected else records
         report.refuse(options.skip_bad_records)
         return
-    with Source(input, report, block_bytes) as source:
+    with Source(input, report, block_bytes, expected) as source:
         form = _format_of(source, options)
         report.format = form.name
+        records = form.load()(source, options)
         try:
-            yield from form.load()(source, options)
+            yield from expected.check(records, report) if expected else records
         except DataError as error:
             report.refuse(options.skip_bad_records, fatal=str(error))
     report.refuse(options.skip_bad_records)

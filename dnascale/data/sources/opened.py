@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 from dnascale.data.remote import is_remote
 from dnascale.data.sources.compression import Stored, blocks
+from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.given import STDIN, Stdin, revealed
 from dnascale.data.sources.locate import Input
 from dnascale.data.sources.report import ReadReport
@@ -31,10 +32,17 @@ class Source:
         DataError: on opening and reading: not there, may not be read, damaged; on leaving: changed meanwhile.
     """
 
-    def __init__(self, input: Input, report: ReadReport, block_bytes: int = BLOCK_BYTES) -> None:
-        self.input, self.report = input, report
+    def __init__(
+        self,
+        input: Input,
+        report: ReadReport,
+        block_bytes: int = BLOCK_BYTES,
+        expected: Expected | None = None,
+    ) -> None:
+        self.input, self.report, self._expected = input, report, expected
+        algorithm = expected.algorithm(input.name) if expected else None
         self._stream = _opened(input)
-        self._stored = Stored(self._stream, report)
+        self._stored = Stored(self._stream, report, algorithm)
         self._block_bytes = block_bytes
         self._blocks = blocks(self._stored, report, block_bytes)
         self._before = _identity(self._stream)
@@ -74,6 +82,8 @@ class Source:
         for _ in self._blocks:
             pass
         self.report.sha256 = self._stored.sha256.hexdigest()
+        if self._expected and self._stored.other:
+            self._expected.check_digest(self.input.name, self._stored.other.hexdigest())
         if self._before is not None and self._before != _identity(self.input.location):
             raise DataError(f"{self.input.name} changed while it was read: prepare again when nothing writes to it.")
 
