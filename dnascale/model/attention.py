@@ -9,7 +9,7 @@ layout `attend` is Hugging Face's own SDPA, so that the bare model computes what
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -21,12 +21,14 @@ NAME = "dnascale"
 _BLOCKED_FROM = 6
 
 
-class Layout(Protocol):
-    """Who sees whom in one batch of [B, S] tokens."""
+class Layout(NamedTuple):
+    """Who sees whom in one batch of [B, S] tokens, as the kernel wants it. A tuple, which torch.compile takes apart."""
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: bool, scale: float) -> torch.Tensor:
-        """q, k, v [B, h, S, d] -> [B, S, h, d]."""
-        ...
+    kernel: str
+    reach: int
+    everything: torch.Tensor | None = None  # bool mask of global layers [B, 1, S, S]; None sees all
+    near: torch.Tensor | None = None  # bool mask of local layers: [B or 1, 1, S, S], or a block of queries a row
+    starts: torch.Tensor | None = None  # int32 [records + 1] in the flattened batch; the last ones are B * S
 
 
 def register() -> None:
@@ -51,7 +53,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: q, k, v [B, h, S, d] -> ([B, S, h, d], None)."""
     if layout is not None:
-        return layout(query, key, value, sliding_window is not None, scaling), None
+        kernel = _KERNELS[layout.kernel]
+        return kernel(query, key, value, layout, sliding_window is not None, scaling), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -78,120 +81,102 @@ def _near(length: int, reach: int, like: torch.Tensor) -> torch.Tensor:
     return (place[:, None] - place[None, :]).abs() <= reach
 
 
+def _lay_out_masks(tokens: torch.Tensor, separator: int | None, reach: int) -> Layout:
+    """Dense masks. `separator` None: all tokens of a window are one record."""
+    if separator is None:
+        return Layout("masks", reach, near=_near(tokens.shape[1], reach, tokens)[None, None])
+    masks = record_masks(tokens, separator, reach)
+    return Layout("masks", reach, masks["full_attention"], masks["sliding_attention"])
+
+
+def _lay_out_blocks(tokens: torch.Tensor, separator: int | None, reach: int) -> Layout:
+    """Local layers in blocks of `reach` queries against three blocks of keys: work grows with S and not with its square.
+
+    `near` is bool [B * blocks, 1, reach, 3 * reach], or [blocks, ...] where it is the same for all windows.
+    """
+    windows, length = tokens.shape
+    blocks = -(-length // reach)
+    block = torch.arange(blocks, device=tokens.device)[:, None]
+    query = (block * reach + torch.arange(reach, device=tokens.device))[:, :, None]
+    key = ((block - 1) * reach + torch.arange(3 * reach, device=tokens.device))[:, None, :]
+    # Queries behind the end see whatever is near, so that no row of the softmax is empty; they are cut off.
+    near = ((query - key).abs() <= reach) & (key >= 0) & ((key < length) | (query >= length))
+    everything = None
+    if separator is not None:
+        record = record_ids(tokens, separator)
+        everything = (record[:, :, None] == record[:, None, :])[:, None]
+        padded = functional.pad(record, (reach, blocks * reach - length + reach), value=-1)
+        own = padded[:, reach : reach + blocks * reach].view(windows, blocks, reach, 1)
+        seen = padded.unfold(1, 3 * reach, reach)[:, :, None, :]
+        near = near & (own == seen)
+    return Layout("blocks", reach, everything, near.reshape(-1, 1, reach, 3 * reach))
+
+
+def _lay_out_flash(tokens: torch.Tensor, separator: int | None, reach: int, room: int) -> Layout:
+    """Starts of records. `room`: records there is place for, at least B + 2 * separators, so that shapes are static."""
+    windows, length = tokens.shape
+    total, device = windows * length, tokens.device
+    if separator is None:
+        return Layout("flash", reach, starts=torch.arange(0, total + length, length, dtype=torch.int32, device=device))
+    record = record_ids(tokens, separator)
+    begins = functional.pad(record[:, 1:] != record[:, :-1], (1, 0), value=True).flatten()
+    place = torch.where(begins, begins.cumsum(0) - 1, room)  # all that begins no record goes to the slot behind
+    token = torch.arange(total, dtype=torch.int32, device=device)
+    starts = torch.full((room + 1,), total, dtype=torch.int32, device=device)
+    return Layout("packed flash", reach, starts=starts.scatter(0, place, torch.where(begins, token, total)))
+
+
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-@dataclass(frozen=True)
-class MaskedLayout:
-    """Dense masks, any device. `everything` and `near` are bool [B or 1, 1, S, S]; None sees all."""
-
-    everything: torch.Tensor | None
-    near: torch.Tensor
-
-    @classmethod
-    def of(cls, tokens: torch.Tensor, separator: int | None, reach: int) -> "MaskedLayout":
-        """`separator` None: all tokens of a window are one record."""
-        if separator is None:
-            return cls(None, _near(tokens.shape[1], reach, tokens)[None, None])
-        masks = record_masks(tokens, separator, reach)
-        return cls(masks["full_attention"], masks["sliding_attention"])
-
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: bool, scale: float) -> torch.Tensor:
-        return _sdpa(q, k, v, self.near if local else self.everything, scale).transpose(1, 2)
+# The kernels: q, k, v [B, h, S, d] -> [B, S, h, d].
 
 
-@dataclass(frozen=True)
-class BlockedLayout:
-    """Local layers in blocks of `reach` queries against three blocks of keys: work grows with S and not with its square.
-
-    `near` is bool [B * blocks, 1, reach, 3 * reach], or [blocks, ...] when it is the same for all windows.
-    """
-
-    everything: torch.Tensor | None
-    near: torch.Tensor
-    reach: int
-
-    @classmethod
-    def of(cls, tokens: torch.Tensor, separator: int | None, reach: int) -> "BlockedLayout":
-        windows, length = tokens.shape
-        blocks = -(-length // reach)
-        query = torch.arange(blocks * reach, device=tokens.device).view(blocks, reach, 1)
-        # Key j of a block stands `reach` before its first query, plus j.
-        key = (
-            torch.arange(3 * reach, device=tokens.device)
-            + reach * torch.arange(-1, blocks - 1, device=tokens.device)[:, None]
-        )
-        key = key[:, None, :]
-        # Queries behind the end see whatever is near, so that no row of the softmax is empty; they are cut off.
-        near = ((query - key).abs() <= reach) & (key >= 0) & ((key < length) | (query >= length))
-        everything = None
-        if separator is not None:
-            record = record_ids(tokens, separator)
-            everything = (record[:, :, None] == record[:, None, :])[:, None]
-            padded = functional.pad(record, (reach, blocks * reach - length + reach), value=-1)
-            own = padded[:, reach : reach + blocks * reach].view(windows, blocks, reach, 1)
-            seen = padded.unfold(1, 3 * reach, reach)[:, :, None, :]
-            near = near & (own == seen)
-        near = near.reshape(-1, 1, reach, 3 * reach)
-        return cls(everything, near, reach)
-
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: bool, scale: float) -> torch.Tensor:
-        if not local:
-            return _sdpa(q, k, v, self.everything, scale).transpose(1, 2)
-        windows, heads, length, size = q.shape
-        blocks = -(-length // self.reach)
-        tail = blocks * self.reach - length
-        # [B, h, S, d] -> [B * blocks, h, reach or 3 * reach, d]
-        q = functional.pad(q, (0, 0, 0, tail)).view(windows, heads, blocks, self.reach, size).transpose(1, 2)
-        k, v = (
-            functional.pad(x, (0, 0, self.reach, self.reach + tail))
-            .unfold(2, 3 * self.reach, self.reach)
-            .permute(0, 2, 1, 4, 3)
-            .flatten(0, 1)
-            for x in (k, v)
-        )
-        near = self.near if len(self.near) == windows * blocks else self.near.repeat(windows, 1, 1, 1)
-        out = _sdpa(q.flatten(0, 1), k, v, near, scale)
-        return out.unflatten(0, (windows, blocks)).transpose(2, 3).flatten(1, 2)[:, :length]
+def _with_masks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, local: bool, scale: float
+) -> torch.Tensor:
+    return _sdpa(q, k, v, layout.near if local else layout.everything, scale).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class FlashLayout:
-    """Variable-length flash attention: `starts` int32 [records + 1] in the flattened batch, the last ones B * S.
+def _in_blocks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, local: bool, scale: float
+) -> torch.Tensor:
+    if not local:
+        return _with_masks(q, k, v, layout, local, scale)
+    windows, heads, length, size = q.shape
+    reach, near = layout.reach, layout.near
+    assert near is not None
+    blocks = -(-length // reach)
+    tail = blocks * reach - length
+    # [B, h, S, d] -> [B * blocks, h, reach or 3 * reach, d]
+    q = functional.pad(q, (0, 0, 0, tail)).view(windows, heads, blocks, reach, size).transpose(1, 2).flatten(0, 1)
+    k, v = (
+        functional.pad(x, (0, 0, reach, reach + tail)).unfold(2, 3 * reach, reach).permute(0, 2, 1, 4, 3).flatten(0, 1)
+        for x in (k, v)
+    )
+    if len(near) != windows * blocks:
+        near = near.repeat(windows, 1, 1, 1)
+    out = _sdpa(q, k, v, near, scale)
+    return out.unflatten(0, (windows, blocks)).transpose(2, 3).flatten(1, 2)[:, :length]
 
-    Without separators the windows are equal records, and global layers take dense SDPA (cuDNN on Hopper).
-    """
 
-    starts: torch.Tensor
-    reach: int
-    dense: bool
+def _flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, local: bool, scale: float
+) -> torch.Tensor:
+    """torch's variable-length flash attention. Global layers over windows of one record take SDPA (cuDNN on Hopper)."""
+    from torch.nn.attention.varlen import varlen_attn
 
-    @classmethod
-    def of(cls, tokens: torch.Tensor, separator: int | None, reach: int, room: int) -> "FlashLayout":
-        """`room`: records there is place for, at least B + 2 * separators, so that shapes are static."""
-        windows, length = tokens.shape
-        if separator is None:
-            starts = torch.arange(0, (windows + 1) * length, length, dtype=torch.int32, device=tokens.device)
-            return cls(starts, reach, dense=True)
-        record = record_ids(tokens, separator)
-        begins = functional.pad(record[:, 1:] != record[:, :-1], (1, 0), value=True).flatten()
-        place = torch.where(begins, begins.cumsum(0) - 1, room)  # all that begins no record goes to one slot behind
-        token = torch.arange(windows * length, dtype=torch.int32, device=tokens.device)
-        starts = torch.full((room + 1,), windows * length, dtype=torch.int32, device=tokens.device)
-        starts = starts.scatter(0, place, torch.where(begins, token, windows * length))
-        return cls(starts, reach, dense=False)
+    if layout.kernel == "flash" and not local:
+        return _with_masks(q, k, v, layout, local, scale)
+    windows, _, length, _ = q.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    seen = (layout.reach, layout.reach) if local else (-1, -1)
+    out = varlen_attn(q, k, v, layout.starts, layout.starts, length, length, scale=scale, window_size=seen)
+    return out.unflatten(0, (windows, length))
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, local: bool, scale: float) -> torch.Tensor:
-        from torch.nn.attention.varlen import varlen_attn
 
-        if self.dense and not local:
-            return _sdpa(q, k, v, None, scale).transpose(1, 2)
-        windows, _, length, _ = q.shape
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-        seen = (self.reach, self.reach) if local else (-1, -1)
-        out = varlen_attn(q, k, v, self.starts, self.starts, length, length, scale=scale, window_size=seen)
-        return out.unflatten(0, (windows, length))
+_KERNELS = {"masks": _with_masks, "blocks": _in_blocks, "flash": _flash, "packed flash": _flash}
 
 
 @dataclass
@@ -235,9 +220,9 @@ class Attention:
         """tokens int64 [B, S], `room` as said by the method of this name."""
         separator = self.separator if room else None
         if self.kernel == "flash":
-            return FlashLayout.of(tokens, separator, self.reach, room)
-        kind = BlockedLayout if self.kernel == "blocks" else MaskedLayout
-        return kind.of(tokens, separator, self.reach)
+            return _lay_out_flash(tokens, separator, self.reach, room)
+        lay_out = _lay_out_blocks if self.kernel == "blocks" else _lay_out_masks
+        return lay_out(tokens, separator, self.reach)
 
 
 def _has_windowed_varlen(device: torch.device) -> bool:

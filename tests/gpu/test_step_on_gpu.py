@@ -117,7 +117,7 @@ def test_the_compiled_step_is_one_graph_and_never_waits_for_the_device() -> None
 def test_room_for_more_records_is_made_without_wrong_results() -> None:
     model = MaskedLanguageModel(strong(), masking(), autocast=torch.bfloat16, device=CUDA).to(CUDA).eval()
     tokens = windows([3] * 128).to(CUDA)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         needed = model.attention.room(4, int((tokens == CHARACTER.sep).sum()))
         tight = model.hidden_states(tokens, needed)
         roomy = model.hidden_states(tokens, 4 * needed)
