@@ -15,39 +15,7 @@ from hypothesis import strategies as st
 from dnascale.data import sources
 from dnascale.data.sources import Input, ReadOptions, ReadReport, Record
 from dnascale.errors import DataError
-
-
-def groups(bases: str) -> list[list[str]]:
-    """Lines of six groups of ten, as both formats have them."""
-    lines = [bases[at : at + 60] for at in range(0, len(bases), 60)]
-    return [[line[at : at + 10] for at in range(0, len(line), 10)] for line in lines]
-
-
-def genbank(
-    name: str, bases: str, length: int | None = None, features: str = "", unit: str = "bp", end: str = "//\n"
-) -> str:
-    numbered = "".join(f"{60 * n + 1:>9} {' '.join(line)}\n" for n, line in enumerate(groups(bases)))
-    return (
-        f"LOCUS       {name:<16} {len(bases) if length is None else length:>11} {unit}    DNA     linear   BCT 01-JAN-2020\n"
-        f"DEFINITION  A record of\n            two lines.\nACCESSION   {name}\nVERSION     {name}.1\n"
-        "SOURCE      Yeast\n  ORGANISM  Saccharomyces cerevisiae\n            Eukaryota; Fungi.\n"
-        f"FEATURES             Location/Qualifiers\n{features}ORIGIN      \n{numbered}{end}"
-    )
-
-
-def embl(
-    name: str, bases: str, length: int | None = None, features: str = "", unit: str = "BP", end: str = "//\n"
-) -> str:
-    stated = len(bases) if length is None else length
-    numbered = "".join(
-        f"     {' '.join(line):<66}{60 * n + sum(map(len, line)):>9}\n" for n, line in enumerate(groups(bases))
-    )
-    return (
-        f"ID   {name}; SV 1; linear; genomic DNA; STD; FUN; {stated} {unit}.\nXX\nAC   {name};\nXX\n"
-        "DE   A record of\nDE   two lines.\nXX\nOS   Saccharomyces cerevisiae\nXX\n"
-        f"FH   Key             Location/Qualifiers\n{features}SQ   Sequence {stated} BP;\n{numbered}{end}"
-    )
-
+from tests.formats import embl, genbank
 
 WRITERS = {"genbank": genbank, "embl": embl}
 SOURCE = (

@@ -20,6 +20,7 @@ from dnascale.data import sources
 from dnascale.data.prepare.plan import stamp
 from dnascale.data.sources import Input, ReadReport, Record, find, given
 from dnascale.errors import DataError, UsageError
+from tests.formats import twobit_of
 from tests.servers import Fault, Server, serving
 
 pytest.importorskip("aiohttp")
@@ -149,12 +150,10 @@ def test_a_url_is_read_whatever_its_format_and_compression(server: Server) -> No
 
 
 def test_random_access_formats_are_read_from_a_url(server: Server) -> None:
-    from tests.unit.test_twobit import TWO as RECORDS
-    from tests.unit.test_twobit import twobit_of
-
-    server.files["/genome.2bit"] = twobit_of(RECORDS)
+    records = [("chr1", b"ACGTNNNNacgtnnnnGGG"), ("chrM", b"tttttN")]
+    server.files["/genome.2bit"] = twobit_of(records)
     (input,) = find([f"{server.url}/genome.2bit"])
-    assert read(input) == RECORDS
+    assert read(input) == records
 
 
 def test_credentials_are_used_and_written_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,6 @@ import gzip
 import re
 import struct
 import tracemalloc
-from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,41 +16,7 @@ from hypothesis import strategies as st
 from dnascale.data import sources
 from dnascale.data.sources import Input, ReadOptions, ReadReport, growing, record, twobit
 from dnascale.errors import DataError
-
-Sequences = Sequence[tuple[str, bytes]]
-
-
-def runs(flags: list[bool]) -> list[tuple[int, int]]:
-    """First place and length of each run of true."""
-    found, at = [], 0
-    for value, group in groupby(flags):
-        length = len(list(group))
-        found += [(at, length)] if value else []
-        at += length
-    return found
-
-
-def packed(bases: bytes) -> bytes:
-    codes = ["TCAG".index(letter) if letter in "TCAG" else 0 for letter in bases.decode().upper()]
-    codes += [0] * (-len(codes) % 4)
-    return bytes(a << 6 | b << 4 | c << 2 | d for a, b, c, d in zip(*[iter(codes)] * 4, strict=True))
-
-
-def twobit_of(sequences: Sequences, order: str = "<", version: int = 0) -> bytes:
-    """An independent writer, after the format's description at UCSC: one record at a time, nothing clever."""
-    width = "Q" if version else "I"
-    at = 16 + sum(1 + len(name) + struct.calcsize(width) for name, _ in sequences)
-    index, body = b"", b""
-    for name, bases in sequences:
-        index += struct.pack("B", len(name)) + name.encode("latin-1") + struct.pack(order + width, at + len(body))
-        body += struct.pack(order + "I", len(bases))
-        for flags in ([letter in b"Nn" for letter in bases], [letter >= 97 for letter in bases]):
-            found = runs(flags)
-            body += struct.pack(
-                f"{order}I{2 * len(found)}I", len(found), *(a for a, _ in found), *(b for _, b in found)
-            )
-        body += struct.pack(order + "I", 0) + packed(bases)
-    return struct.pack(order + "IIII", 0x1A412743, version, len(sequences), 0) + index + body
+from tests.formats import twobit_of
 
 
 def read(path: Path, data: bytes) -> tuple[list[tuple[str, bytes]], ReadReport]:
