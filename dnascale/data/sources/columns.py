@@ -104,47 +104,56 @@ class _Table:
         columns = {name: _plain(rows.batch.column(name)) for name in rows.batch.schema.names}
         sequences = columns.pop(self.sequence)
         offsets, data = _buffers(sequences)
-        nulls = sequences.is_null().to_numpy(zero_copy_only=False)
+        nulls = sequences.is_null().to_numpy(zero_copy_only=False).tolist()
+        names = self.names(columns, rows.numbers)
+        described = "description" in columns
         start = 0
         while start < len(nulls):  # parts of a batch that may be large, being a map of a file
             end = int(np.searchsorted(offsets, offsets[start] + _SLICE_BYTES, side="right")) - 1
             end = min(max(end, start + 1), len(nulls))
             letters = data[offsets[start] : offsets[end]].to_pybytes()
-            codes = encode(letters)
-            sound = codes.find(INVALID) < 0
+            codes = np.frombuffer(encode(letters), dtype=np.uint8)
             edges = (offsets[start : end + 1] - offsets[start]).tolist()
-            array = np.frombuffer(codes, dtype=np.uint8)
-            for at in range(start, end):
-                number = rows.numbers[at]
-                begin, stop = edges[at - start], edges[at - start + 1]
-                bases = letters[begin:stop]
-                if nulls[at] or bases in self.none:
-                    self.first_missing = self.first_missing or number
-                    self.missing += 1
-                    continue
-                name = self.name_of(columns, at, number)
-                if self.is_good(name, bases, number, sound):
-                    fields = _Fields(columns, at, self.name)
-                    yield Record.coded(name, fields.get("description", ""), bases, number, array[begin:stop], fields)
+            sound = not (codes == INVALID).any()
+            found = [
+                (at, letters[begin:stop], begin, stop)
+                for at, begin, stop in zip(range(start, end), edges[:-1], edges[1:], strict=True)
+            ]
+            good = [
+                row for row in found if self.is_good(names[row[0]], row[1], rows.numbers[row[0]], nulls[row[0]], sound)
+            ]
+            if self.name is not None:
+                self.problems.new_names([names[row[0]] for row in good], [rows.numbers[row[0]] for row in good])
+            for at, bases, begin, stop in good:
+                fields = _Fields(columns, at, self.name)
+                text = fields.get("description", "") if described else ""
+                yield Record.coded(names[at], text, bases, rows.numbers[at], codes[begin:stop], fields)
             start = end
 
-    def name_of(self, columns: dict[str, Any], at: int, number: int) -> str:
+    def names(self, columns: dict[str, Any], numbers: Sequence[int]) -> list[str]:
+        """A name for each row, empty where it has none."""
         if self.name is None:
-            return f"{self.unit}-{number}"
-        return _text(columns[self.name][at]) or ""
+            return [f"{self.unit}-{number}" for number in numbers]
+        return [_decoded(value) or "" for value in columns[self.name].to_pylist()]
 
-    def is_good(self, name: str, bases: bytes, number: int, sound: bool) -> bool:
-        """Whether this row is a record. If not, why has been noted."""
+    def is_good(self, name: str, bases: bytes, number: int, null: bool, sound: bool) -> bool:
+        """Whether this row is a record, which is counted. If not, why has been noted."""
+        if null or bases in self.none:
+            self.first_missing = self.first_missing or number
+            self.missing += 1
+            return False
+        if name and bases and sound and len(name) <= _MAX_NAME and len(bases) <= MAX_CELL:
+            self.report.records += 1
+            self.report.bases += len(bases)
+            return True
         if not name or len(name) > _MAX_NAME:
             what = "no name" if not name else "a name of more than 64 KiB"
             what += f" in column {self.name!r}; name another with --name-column"
         elif len(bases) > MAX_CELL:
             what = f"a sequence of {len(bases):,} bases in one cell, where 64 MiB is the limit; give it as FASTA"
-        elif not sound and (other := _NOT_A_BASE.search(bases)):
+        elif other := _NOT_A_BASE.search(bases):
             what = f"{shown_byte(other[0])}, letter {other.start() + 1:,} of record {shown(name)}: {meaning(other[0])}"
         else:
-            if self.name is not None:
-                self.problems.new_name(name, number)
             self.report.gave(len(bases), shown(name), number)
             return True
         self.problems.bad_record(number, 1, what, bases=len(bases))
@@ -168,7 +177,7 @@ class _Fields(Mapping[str, str]):
         self._columns, self._at, self._name = columns, at, name
 
     def __getitem__(self, key: str) -> str:
-        value = None if key == self._name else _text(self._columns[key][self._at])
+        value = None if key == self._name else _decoded(self._columns[key][self._at].as_py())
         if value is None:
             raise KeyError(key)
         return value
@@ -180,15 +189,14 @@ class _Fields(Mapping[str, str]):
         return sum(1 for _ in self)
 
 
-def _text(value: Any) -> str | None:
-    """An Arrow scalar as text. None for null."""
-    found = value.as_py()
-    if isinstance(found, bytes):
+def _decoded(value: Any) -> str | None:
+    """A value of a column as text. None for null."""
+    if isinstance(value, bytes):
         try:
-            return found.decode()
+            return value.decode()
         except UnicodeDecodeError:
-            return found.decode("latin-1")
-    return None if found is None else str(found)
+            return value.decode("latin-1")
+    return None if value is None else str(value)
 
 
 def _plain(array: Any) -> Any:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dnascale.data.sources.alphabet import BASES, NOT_A_BASE, meaning, shown, shown_byte
 from dnascale.data.sources.growing import Growing
 from dnascale.data.sources.lines import chunks
@@ -24,6 +26,7 @@ _MAX_QUALIFIERS = 1000  # lines
 _MAX_FIELD = 1000  # characters; a longer qualifier is no name of anything
 _NOT_BASES = b" \n0123456789"  # what else stands in a sequence line
 _LINE_BASES = 60  # in every full line of both formats, in groups of ten
+_NUMBER_DIGITS = 9
 _SHAPE = bytes(32 if chr(byte) in " 0123456789" else 10 if byte == 10 else 97 for byte in range(256))
 
 
@@ -34,23 +37,22 @@ class _Format:
     first: bytes  # how a record begins
     sequence: bytes  # how the line before its bases begins
     contig: tuple[bytes, ...]  # lines of a record that only points to others
-    feature: bytes  # how a line of the feature table begins
     line: re.Pattern[bytes]  # of bases
-    numbers: re.Pattern[bytes]
+    number_at: int  # the first of its columns in a regular line
     number_is_end: bool  # the number counts the line's own bases too
     margin: int  # columns before the bases of a regular line
     width: int  # to which it is filled with blanks
 
 
 _GENBANK = _Format(
-    first=b"LOCUS ", sequence=b"ORIGIN", contig=(b"CONTIG", b"WGS", b"TSA", b"TLS"), feature=b"     ",
+    first=b"LOCUS ", sequence=b"ORIGIN", contig=(b"CONTIG", b"WGS", b"TSA", b"TLS"),
     line=re.compile(rb" *(?P<number>\d+)(?P<bases>(?: +[^\s\d]+)+) *"),
-    numbers=re.compile(rb"^ *(\d+)", re.MULTILINE), number_is_end=False, margin=10, width=0,
+    number_at=0, number_is_end=False, margin=10, width=0,
 )  # fmt: skip
 _EMBL = _Format(
-    first=b"ID   ", sequence=b"SQ   ", contig=(b"CO   ",), feature=b"FT   ",
+    first=b"ID   ", sequence=b"SQ   ", contig=(b"CO   ",),
     line=re.compile(rb" +(?P<bases>(?:[^\s\d]+ +)+)(?P<number>\d+) *"),
-    numbers=re.compile(rb"(\d+) *$", re.MULTILINE), number_is_end=True, margin=5, width=80,
+    number_at=71, number_is_end=True, margin=5, width=80,
 )  # fmt: skip
 
 _LOCUS = re.compile(r"LOCUS +(\S+) +(\d+) (bp|aa|rc)\b")
@@ -183,9 +185,17 @@ class _Parser:
         """Whether every line is as both formats prescribe, told without a loop over the lines."""
         if letters.translate(None, BASES) or chunk.translate(_SHAPE) != self.shape(len(letters)):
             return False
-        numbers = [int(number) for number in self.form.numbers.findall(chunk)]
         starts = [*range(before, before + len(letters), _LINE_BASES), before + len(letters)]
-        return numbers == (starts[1:] if self.form.number_is_end else [start + 1 for start in starts[:-1]])
+        return self.numbers(chunk) == (starts[1:] if self.form.number_is_end else [start + 1 for start in starts[:-1]])
+
+    def numbers(self, chunk: bytes) -> list[int]:
+        """The numbers of regular lines."""
+        width, at = len(self.line_shape(_LINE_BASES)), self.form.number_at
+        full = len(chunk) // width
+        lines = np.frombuffer(chunk, np.uint8, full * width).reshape(full, width)
+        digits = np.maximum(lines[:, at : at + _NUMBER_DIGITS], ord("0")) - ord("0")  # blanks are zeros
+        last = chunk[full * width :][at : at + _NUMBER_DIGITS]
+        return (digits @ 10 ** np.arange(_NUMBER_DIGITS)[::-1]).tolist() + ([int(last)] if last else [])
 
     def shape(self, letters: int) -> bytes:
         """Lines of so many letters with `a` for each of them, and blanks for digits."""

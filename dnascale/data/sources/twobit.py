@@ -159,15 +159,15 @@ class _File:
         self.stream.seek(layout.packed + start // 4)
         packed = np.frombuffer(self.read((end - start + 3) // 4, "its bases"), dtype=np.uint8)
         bases = _FOUR[packed].reshape(-1)[: end - start]
-        bases[_inside(layout.unknown, start, end)] = ord("N")
-        bases[_inside(layout.masked, start, end)] |= 0x20  # lower case
+        for first, last in _inside(layout.unknown, start, end):
+            bases[first:last] = ord("N")
+        for first, last in _inside(layout.masked, start, end):
+            bases[first:last] |= 0x20  # lower case
         return bases.tobytes()
 
 
-def _inside(runs: np.ndarray, start: int, end: int) -> np.ndarray:
-    """Which bases of [start, end) are in a run, bool."""
+def _inside(runs: np.ndarray, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of runs that lie in [start, end), counted from `start`."""
     first, last = np.searchsorted(runs[1], start, side="right"), np.searchsorted(runs[0], end)
-    steps = np.zeros(end - start + 1, dtype=np.int8)
-    steps[np.maximum(runs[0, first:last] - start, 0)] += 1
-    steps[np.minimum(runs[1, first:last] - start, end - start)] -= 1
-    return np.cumsum(steps[:-1], dtype=np.int8).view(bool)
+    places = np.clip(runs[:, first:last] - start, 0, end - start).tolist()
+    return zip(*places, strict=True)
