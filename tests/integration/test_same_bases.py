@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
+from fasta import tree
+from formats import embl, genbank, twobit_of
 
 from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.sources import Record, find, read
-from tests.fasta import tree
-from tests.formats import embl, genbank, twobit_of
 
 GENOMES = Path(__file__).parents[3] / "shared" / "data"
 

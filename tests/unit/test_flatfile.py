@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from formats import embl, genbank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnascale.data import sources
 from dnascale.data.sources import Input, ReadOptions, ReadReport, Record
 from dnascale.errors import DataError
-from tests.formats import embl, genbank
 
 WRITERS = {"genbank": genbank, "embl": embl}
 SOURCE = (

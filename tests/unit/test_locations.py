@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from formats import twobit_of
+from servers import Fault, Server, serving
 
 from dnascale.data import sources
 from dnascale.data.prepare.plan import stamp
 from dnascale.data.sources import Input, ReadReport, Record, find, given
 from dnascale.errors import DataError, UsageError
-from tests.formats import twobit_of
-from tests.servers import Fault, Server, serving
 
 pytest.importorskip("aiohttp")
 ONE, TWO = b">one\nACGTacgt\n", b">two\nGGGG\n"

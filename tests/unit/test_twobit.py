@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import twobit_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnascale.data import sources
 from dnascale.data.sources import Input, ReadOptions, ReadReport, growing, record, twobit
 from dnascale.errors import DataError
-from tests.formats import twobit_of
 
 
 def read(path: Path, data: bytes) -> tuple[list[tuple[str, bytes]], ReadReport]:
