@@ -1,6 +1,7 @@
 """Writing shards: a token stream cut into blocks, byte-identical for the same tokens wherever it runs."""
 
 import hashlib
+import os
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,10 @@ class TarShard:
         self._blocks.append((self._bytes, len(tokens), isal_zlib.crc32(payload)))
         self._put(payload.data)
         self._put(bytes(-len(payload) % TAR_HEADER))
+
+    def sync(self) -> None:
+        """Brings to the disk what is written so far, so that less is left for the end."""
+        os.fsync(self._file.fileno())
 
     def finish(self, records: int = 0) -> Shard:
         """Ends the tar, and closes the file."""

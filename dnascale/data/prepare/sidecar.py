@@ -55,7 +55,7 @@ def write_sidecar(path: Path, stretches: Stretches, edges: Edges) -> tuple[int, 
                 some = slice(at, at + _GROUP_ROWS)
                 columns, lower = _columns(rows[some], places[some], stretches, texts, edges)
                 if columns:
-                    writer.write_table(pa.table(columns, schema=schema))
+                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                     written += len(columns[0])
                     masked += lower
     return written, masked
@@ -79,13 +79,21 @@ def _columns(
     bounds, values, bases_before = edges.of(rows, data, begins - places, starts, lengths)
     columns = [
         *_names(rows, data),
-        pa.array(rows["source"].astype(np.int32)),
-        pa.array(rows["start"].astype(np.int64) + bases_before),
-        pa.array(starts),
-        pa.array(lengths),
-        pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pa.array(values)),
+        _array(rows["source"].astype(np.int32)),
+        _array(rows["start"].astype(np.int64) + bases_before),
+        _array(starts),
+        _array(lengths),
+        pa.ListArray.from_arrays(_array(bounds.astype(np.int32)), _array(values)),
     ]
     return columns, int(values[1::2].sum() - values[::2].sum())
+
+
+def _array(values: np.ndarray) -> Any:
+    """Integers as they are. `pa.array` would import pandas where there is one, which takes longer than many a shard."""
+    import pyarrow as pa
+
+    kind = {4: pa.int32(), 8: pa.int64()}[values.itemsize]
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _names(rows: np.ndarray, data: np.ndarray) -> tuple[Any, Any]:
@@ -97,7 +105,7 @@ def _names(rows: np.ndarray, data: np.ndarray) -> tuple[Any, Any]:
     every = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )
-    record, group = (every.take(pa.array(np.arange(first, len(lengths), 3))) for first in (0, 1))
+    record, group = (every.take(_array(np.arange(first, len(lengths), 3))) for first in (0, 1))
     return record.cast(pa.binary()).cast(pa.string()), group.cast(pa.binary()).cast(pa.string())
 
 

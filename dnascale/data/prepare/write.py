@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ Advance = Callable[[int], None]
 _ROWS = 1 << 20
 #: Stretches of a file with smaller gaps between them are read in one piece, of at most so many bytes.
 _GAP, _WINDOW = 1 << 14, 1 << 22
+#: Blocks that wait to be written, at most; and after how many what is written is brought to the disk.
+_AHEAD, _SYNCED = 8, 16
 
 
 def marker(work: Work, split: str, number: int) -> Path:
@@ -53,19 +56,23 @@ def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
     counts, edges = np.zeros(len(vocabulary), dtype=np.int64), _Edges()
     tar = TarShard(mine, name, number)
     try:
-        with ThreadPoolExecutor(1) as helper:  # hashing and writing leave the interpreter to the counting
+        # Hashing, writing and bringing to the disk leave the interpreter to the counting.
+        with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as syncer:
             pending: list[Future[None]] = []
+            synced: list[Future[None]] = []
             for at in range(0, len(tokens), plan.block_tokens):
                 block = tokens[at : at + plan.block_tokens]
-                edges.add(block >= soft)
-                plain = block & (soft - 1)
+                lower = edges.add(block, soft)
+                plain = block & (soft - 1) if lower else block
                 counts += count(plain, len(vocabulary))
-                pending.append(helper.submit(tar.write, block if plan.options.soft_mask else plain))
-                if len(pending) > 8:
+                pending.append(writer.submit(tar.write, block if plan.options.soft_mask else plain))
+                if len(pending) > _AHEAD:
                     pending.pop(0).result()
+                if tar.blocks % _SYNCED == _SYNCED - 1:
+                    synced.append(syncer.submit(tar.sync))
                 advance(len(block))
-            for write in pending:
-                write.result()
+            for future in pending + synced:
+                future.result()
         del tokens
         sidecar = mine.with_suffix(".records.parquet")
         stretches = Stretches(placed.between(begin, end), begin, end, work.settled / f"{split}.texts")
@@ -176,17 +183,21 @@ class _Edges:
     """Where lower case begins and ends in a shard, block by block."""
 
     def __init__(self) -> None:
-        self._found: list[np.ndarray] = []
+        self._found = [np.zeros(0, dtype=np.uint32)]
         self._at, self._inside = 0, False
 
-    def add(self, mask: np.ndarray) -> None:
-        """`mask`: bool [n], of the next n tokens."""
-        edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
-        if mask[0] != self._inside:
-            edges = np.concatenate([[0], edges])
-        self._found.append((edges + self._at).astype(np.uint32))
-        self._at += len(mask)
-        self._inside = bool(mask[-1])
+    def add(self, block: np.ndarray, soft: np.unsignedinteger[Any]) -> bool:
+        """The next tokens [n], which are lower case from `soft` on; whether any is."""
+        lower = bool(block.max() >= soft)
+        if lower or self._inside:
+            mask = block >= soft
+            edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+            if mask[0] != self._inside:
+                edges = np.concatenate([[0], edges])
+            self._found.append((edges + self._at).astype(np.uint32))
+            self._inside = bool(mask[-1])
+        self._at += len(block)
+        return lower
 
     def finish(self) -> np.ndarray:
         """uint32 [2 k]: offsets in the shard, begin and end alternating."""
@@ -196,12 +207,17 @@ class _Edges:
 
 
 def count(tokens: np.ndarray, size: int) -> np.ndarray:
-    """int64 [size]: how often each id is in tokens [n]. The bases, nearly all there is of uint8, the fast way."""
+    """int64 [size]: how often each id is in tokens [n]. Of uint8, bases and separators, nearly all there is, the fast way."""
     counts = np.zeros(size, dtype=np.int64)
-    left = len(tokens)
-    for token in (0, 1, 2, 3, CHARACTER.sep, 4) if tokens.itemsize == 1 else ():
-        if not left:
-            return counts
-        counts[token] = np.count_nonzero(tokens == token)
-        left -= int(counts[token])
-    return np.bincount(tokens, minlength=size) if left else counts
+    if tokens.itemsize > 1:
+        return np.bincount(tokens, minlength=size)
+    left, most = len(tokens), int(tokens.max())
+    for token in (1, 2, 3, 4, CHARACTER.sep):
+        if token <= most:
+            counts[token] = np.count_nonzero(tokens == token)
+            left -= int(counts[token])
+    if most > 4:  # another letter may be there, else what is left is A
+        counts[0] = np.count_nonzero(tokens == 0)
+        return counts if counts[0] == left else np.bincount(tokens, minlength=size)
+    counts[0] = left
+    return counts

@@ -17,6 +17,7 @@ from dnascale.data.take.cds import STOPS, fault_of_cds
 from dnascale.data.take.stretch import as_dna, stretch
 from dnascale.data.tally import Tally
 from dnascale.errors import UsageError
+from dnascale.vocab import CHARACTER, PREDICTED_BASES, SOFT_MASK_BIT
 
 Alphabet = Literal["strict", "iupac", "rna"]
 
@@ -75,7 +76,7 @@ def clean(record: Record, options: CleanOptions, tally: Tally) -> Iterator[Recor
     if not size:
         tally.drop("empty sequence", 0)
         return
-    n_bases, letters = _other_letters(bases)
+    n_bases, letters = _other_letters(bases) if size <= _PIECE else _other_codes(record)
     if letters:
         tally.meet(letters)
         _warn_of_many(record, letters, tally)
@@ -124,6 +125,17 @@ def _other_letters(bases: Bases) -> tuple[int, dict[str, int]]:
         letter = chr(byte) if byte == ord("i") else chr(byte).upper()  # inosine is written in lower case only
         letters[letter] = letters.get(letter, 0) + int(counts[byte])
     return n_bases, letters
+
+
+def _other_codes(record: Record) -> tuple[int, dict[str, int]]:
+    """The same of a long record, whose codes its reader has made already."""
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, len(record.bases), _PIECE):
+        codes = record.codes(start, start + _PIECE) & np.uint8(SOFT_MASK_BIT - 1)
+        if codes.max() >= PREDICTED_BASES:
+            counts += np.bincount(codes[codes >= PREDICTED_BASES], minlength=256)
+    letters = {CHARACTER.tokens[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
+    return letters.pop("N", 0), dict(sorted(letters.items()))
 
 
 def _warn_of_many(record: Record, letters: Mapping[str, int], tally: Tally) -> None:
