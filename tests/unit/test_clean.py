@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnascale.data.sources import Record
+from dnascale.data.sources.growing import Growing
 from dnascale.data.take import CleanOptions, clean, cleaning, offset_of
 from dnascale.data.take.cds import STOPS, fault_of_cds
 from dnascale.data.take.stretch import COMPLEMENT, View, as_dna, reverse_complement, stretch
@@ -207,3 +208,19 @@ def test_stops_are_found_wherever_the_pieces_end(monkeypatch):
             codons[place] = "TGA"
         bases = ("ATG" + "".join(codons) + "TAA").encode()
         assert fault_of_cds(bases) == ("CDS: stop codon inside" if place < length else None)
+
+
+@pytest.mark.parametrize("options", [CleanOptions(), CleanOptions(alphabet="strict"), CleanOptions(max_n_run=2)])
+@pytest.mark.parametrize("letters", [b"ACGT", b"ACgtNNNNac", b"ACUGuNRYkmi", b"NNnn", b"R", b"acgtn" * 100_000 + b"W"])
+def test_a_record_is_cleaned_alike_as_letters_and_as_codes(letters: bytes, options: CleanOptions) -> None:
+    outcomes = []
+    for short in (1 << 20, 0):
+        grown = Growing(short=short)
+        grown.add(letters)
+        record = grown.record("a", "", 1)
+        assert isinstance(record.bases, bytes) == (short > 0)
+        tally = Tally()
+        tally.read(len(letters))
+        cleaned = [(r.bases[:], dict(r.fields)) for r in clean(record, options, tally)]
+        outcomes.append((cleaned, tally.to_dict()))
+    assert outcomes[0] == outcomes[1]
