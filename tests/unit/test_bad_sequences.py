@@ -150,6 +150,7 @@ CASES: dict[str, Case] = {
     "one line of 5 Mb": one(b">a\n" + b"ACGTTGCATGGTCA" * 357_143 + b"\n"),
     "stale `.fai` beside the file": stale_index,
     "empty file among others": empty_among_others,
+    "directory": lambda folder: ([str(folder)], one(GOOD)(folder)[1]),
     "FIFO": fifo,
     "`/dev/stdin`": lambda folder: (["/dev/stdin"], GOOD),
     "may not be read": not_readable,
