@@ -20,6 +20,7 @@ from servers import Fault, Server, serving
 
 from dnascale.data import sources
 from dnascale.data.prepare.plan import stamp
+from dnascale.data.shards import load_dataset
 from dnascale.data.sources import Input, ReadReport, Record, find, given
 from dnascale.errors import DataError, UsageError
 
@@ -45,7 +46,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNASCALE_URLS", "{}")
-    monkeypatch.delenv("DNASCALE_STDIN", raising=False)
+    for name in ("DNASCALE_STDIN", "DNASCALE_PIPES"):
+        monkeypatch.delenv(name, raising=False)
 
 
 # ---------------------------------------------------------------------------------------------- folders
@@ -131,6 +133,33 @@ def test_standard_input_is_read_also_in_a_process_with_another_one(tmp_path: Pat
         stdin = {"stdin": file} if how == "file" else {"input": file.read()}
         done = subprocess.run([sys.executable, "-c", outer], capture_output=True, check=False, **stdin)  # type: ignore[call-overload]
     assert done.stdout.decode().strip() == "[('one', 'ACGTacgt')]", done.stderr.decode()
+
+
+def test_what_a_command_writes_is_an_input_of_workers_too(tmp_path: Path) -> None:
+    """As `<(command)` of a shell."""
+    command = (
+        f"{sys.executable} -m dnascale prepare --valid 0 --workers 2 --out {tmp_path / 'out'} "
+        f"<(printf '>one\\nACGTacgt\\n') <(printf '>two\\nGGGG\\n')"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_dataset(tmp_path / "out").splits["train"].bases == 12
+
+
+def test_no_secret_of_a_url_is_in_what_prepare_writes(server: Server, tmp_path: Path) -> None:
+    server.files["/a.fa"], server.files["/bad.fa"] = ONE, b">x\nAC-T\n"
+    login = server.url.replace("//", "//user:hunter2@")
+    for path, code in (("/a.fa", 0), ("/bad.fa", 3), ("/none.fa", 3)):
+        command = [sys.executable, "-m", "dnascale", "prepare", "--valid", "0", "--workers", "2"]
+        sources_ = [f"{login}{path}?token=s3cret", f"{login}/a.fa?token=s3cret&copy=1"][: 1 + (code == 3)]
+        out = tmp_path / path.strip("/")
+        done = subprocess.run([*command, "--out", str(out), *sources_], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+        for secret in ("hunter2", "s3cret"):
+            assert secret not in done.stdout + done.stderr
+            assert secret.encode() not in written
+    assert list(tmp_path.glob("*.preparing")), "what was read is kept, so that its files were looked at"
 
 
 def test_a_terminal_is_no_input(monkeypatch: pytest.MonkeyPatch) -> None:

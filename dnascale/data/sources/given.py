@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-import stat
+import re
 from typing import Any
 
 from dnascale.data.transport import without_secrets
@@ -14,6 +14,8 @@ from dnascale.errors import DataError
 
 STDIN = "-"
 _STDIN_VARIABLE = "DNASCALE_STDIN"  # the file descriptor that standard input was
+_PIPES_VARIABLE = "DNASCALE_PIPES"  # file descriptors that inputs are, as in /dev/fd/63
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _URLS_VARIABLE = "DNASCALE_URLS"  # JSON: location → URL
 
 
@@ -24,16 +26,24 @@ def keep_stdin() -> None:
     os.environ[_STDIN_VARIABLE] = str(os.dup(0))
 
 
+def keep_descriptor(path: str) -> None:
+    """If `path` is an open file of this process, as a shell's `<(command)` is, keeps it for the processes that it starts."""
+    if match := _DESCRIPTOR.fullmatch(path):
+        known = os.environ.get(_PIPES_VARIABLE, "").split()
+        os.environ[_PIPES_VARIABLE] = " ".join(dict.fromkeys([*known, match[1]]))
+
+
 def inherited() -> tuple[int, ...]:
     """The file descriptors that a process which reads inputs has to be started with."""
-    return (int(os.environ[_STDIN_VARIABLE]),) if _STDIN_VARIABLE in os.environ else ()
+    kept = " ".join(os.environ.get(variable, "") for variable in (_STDIN_VARIABLE, _PIPES_VARIABLE))
+    return tuple(int(number) for number in kept.split())
 
 
 class Stdin(io.RawIOBase):
     """Standard input as it was kept, to be read once."""
 
     def __init__(self) -> None:
-        self._fd = inherited()[0]
+        self._fd = int(os.environ[_STDIN_VARIABLE])
 
     def readable(self) -> bool:
         return True
@@ -45,14 +55,6 @@ class Stdin(io.RawIOBase):
         block = self.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
-
-
-def is_stream(path: str) -> bool:
-    """Whether `path` can be read only once: a named pipe or a device."""
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False
 
 
 def hidden(url: str) -> str:

@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 
 from dnascale.data.remote import is_remote
 from dnascale.data.sources.folders import chosen
-from dnascale.data.sources.given import STDIN, keep_stdin
+from dnascale.data.sources.given import STDIN, keep_descriptor, keep_stdin
 from dnascale.data.transport import without_secrets
 from dnascale.errors import DataError
 
@@ -72,7 +72,7 @@ def _once(inputs: Iterable[Input]) -> list[Input]:
 
 
 def _inputs_of(source: str, left_out: list[str]) -> list[Input]:
-    if source == STDIN:
+    if source in (STDIN, "/dev/stdin", "/dev/fd/0"):
         keep_stdin()
         return [Input(STDIN, "standard input", version=secrets.token_hex(8))]
     if is_hub(source):
@@ -100,6 +100,7 @@ def _of_file(path: Path) -> Input:
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by this user; change its permissions.")
     if not stat.S_ISREG(status.st_mode):  # a pipe: what comes out of it another time is something else
+        keep_descriptor(str(path))
         return Input(str(path), str(path), version=secrets.token_hex(8))
     return Input(str(path), str(path), status.st_size)
 
