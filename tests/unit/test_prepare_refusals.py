@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import os
 import random
 import re
@@ -56,6 +57,32 @@ def test_unusable_input_is_a_data_error_and_leaves_nothing_behind(
         lambda: prepare([str(tmp_path / "a.fa")], tmp_path / "out", PrepareOptions(**options)),
         tmp_path,
     )
+
+
+def test_the_problems_of_all_inputs_are_told_at_once_and_listed_in_a_file_that_goes_with_them(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{name}.fa", [("a", "ACGT"), ("b", bases)]) for name, bases in zip("xyz", ("AC-T", "ACGT", "A*"), strict=True)]  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        prepare(sources, tmp_path / "out", PrepareOptions(valid=0))
+    assert str(caught.value).startswith("2 of 3 inputs are unusable:\n")
+    assert "x.fa:4:3" in str(caught.value)
+    assert "z.fa:4:2" in str(caught.value)
+    listed = json.loads((tmp_path / "out.problems.json").read_text())
+    assert [len(problems) for problems in listed.values()] == [1, 1]
+    assert not (tmp_path / "out").exists()
+
+    made = prepare(sources, tmp_path / "out", PrepareOptions(valid=0, skip_bad_files=True))
+    assert not (tmp_path / "out.problems.json").exists()
+    assert made.cleaning["records_in"] == 2
+    assert ["skipped" in source for source in made.sources] == [True, False, True]
+    assert "x.fa:4:3" in made.sources[0]["skipped"]
+
+
+def test_more_than_twenty_problems_of_a_file_are_all_in_the_list(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.fa", [(f"r{i}", "AC-T") for i in range(100)])
+    with pytest.raises(DataError, match=r"All 100 problems are in \S+out\.problems\.json"):
+        prepare([source], tmp_path / "out", PrepareOptions(valid=0))
+    assert len(json.loads((tmp_path / "out.problems.json").read_text())[source]) == 100
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fa", "out.problems.json"}
 
 
 @pytest.mark.parametrize(

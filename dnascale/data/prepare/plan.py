@@ -181,9 +181,9 @@ class Work:
     def _keep_only(self, fitting: list[str]) -> None:
         for path in [self.settled, self.shards, self.written]:
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.folder / "read").glob("*"):
+        for path in (self.folder / "read").iterdir() if (self.folder / "read").exists() else ():
             if path.name not in fitting:
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def settled(self) -> Path:
@@ -228,6 +228,10 @@ class Work:
         """What a finished read task says of its input."""
         body: dict[str, Any] = json.loads((self.read(number) / "done.json").read_bytes())
         return body
+
+    def problems(self, number: int) -> Path:
+        """Where a read task that failed says why: a list of sentences."""
+        return self.folder / "read" / f"{self.plan.read_digest(number)}.problems.json"
 
     def has_results(self) -> bool:
         """Whether anything is there that a rerun would not have to do again."""

@@ -29,17 +29,24 @@ LONG_BASES = 1 << 20
 def read_input(work: Work, number: int, advance: Advance) -> None:
     """Reads input `number` of the plan into its folder of the work folder. `advance` is called with bases as they are read.
 
-    Raises DataError when the input is unusable, or is not what it was when the plan was made.
+    Raises DataError when the input is unusable, or is not what it was when the plan was made; all its problems are then in
+    `work.problems(number)`.
     """
     plan, input = work.plan, work.plan.inputs[number]
+    work.problems(number).unlink(missing_ok=True)
     with work.reading(number) as folder:
         reader = _Reader(plan, input, folder, advance)
-        with reader.runs:
-            for record in read(input, plan.options.reading(folder), reader.report):
-                reader.take(record)
-            body = reader.finish()
-        if stamp(input.location, input.bytes) != plan.stamps[number]:
-            raise DataError(f"{input.name} changed while it was read: prepare again when nothing writes to it.")
+        try:
+            with reader.runs:
+                for record in read(input, plan.options.reading(folder), reader.report):
+                    reader.take(record)
+                body = reader.finish()
+            if stamp(input.location, input.bytes) != plan.stamps[number]:
+                raise DataError(f"{input.name} changed while it was read: prepare again when nothing writes to it.")
+        except DataError as error:
+            problems = [str(problem) for problem in reader.report.problems] or [str(error)]
+            write_whole(work.problems(number), json.dumps(problems).encode())
+            raise
         write_whole(folder / "done.json", json.dumps(body).encode())
 
 

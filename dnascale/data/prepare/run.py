@@ -1,5 +1,6 @@
 """Carrying out a plan: whatever is open, stage by stage, here or in worker processes, alone or as one of several ranks."""
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from dnascale.data.prepare.tasks import Progress, Task, read_tasks, write_tasks
 from dnascale.data.shards import BLOCK_TOKENS, Dataset, load_dataset
 from dnascale.data.writer import SHARD_BLOCKS
 from dnascale.errors import DataError, UsageError
-from dnascale.files import check_new_folder, explained, hold
+from dnascale.files import check_new_folder, explained, hold, write_whole
 
 _SHOWN_PROBLEMS = 20
+_LEAVE_OUT = "Mend or remove these inputs, or leave them out with --skip-bad-files."
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
     work = Work.beside(out, plan)
     try:
         with _claimed(work, crew):
+            problems_file(out).unlink(missing_ok=True)
             for sentence in (plan.about_left_out, work.begin(alone=crew.world == 1)):
                 if sentence:
                     progress.note(sentence)
@@ -99,10 +102,10 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
 
 
 def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
-    if left := _stage(work, crew, read_tasks(work), progress):
+    if left := _stage(work, out, crew, read_tasks(work), progress):
         return left
     settled = _settled(work)
-    if left := _stage(work, crew, write_tasks(work, settled), progress):
+    if left := _stage(work, out, crew, write_tasks(work, settled), progress):
         return left
     with hold(work.folder, "finish", wait=True):
         if (out / "dataset.json").exists():
@@ -110,13 +113,13 @@ def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset
         return finish(work, settled, out)
 
 
-def _stage(work: Work, crew: Crew, tasks: list[Task], progress: Progress) -> Unfinished | None:
+def _stage(work: Work, out: Path, crew: Crew, tasks: list[Task], progress: Progress) -> Unfinished | None:
     """Does what is open of this crew's share of a stage's tasks. Gives what others have left open."""
     mine = [task for task in crew.share(tasks) if not task.is_done(work)]
     mine.sort(key=lambda task: -task.size(work))  # the longest first: none is begun last
     progress.begin(tasks[0].stage, len(mine), sum(task.size(work) for task in mine))
     if failures := carry_out(work, mine, crew.workers, progress):
-        raise _problems(failures, work)
+        raise _problems(failures, work, out)
     left = sum(not task.is_done(work) for task in tasks) if crew.world > 1 else 0
     return Unfinished(tasks[0].stage, left, len(tasks)) if left else None
 
@@ -127,13 +130,28 @@ def _settled(work: Work) -> Settled:
         return load_settled(work) or settle(work)
 
 
-def _problems(failures: dict[Task, str], work: Work) -> DataError:
-    """One error for all unusable inputs."""
-    texts = [failures[task] for task in sorted(failures, key=lambda task: task.number)]
+def _problems(failures: dict[Task, str], work: Work, out: Path) -> DataError:
+    """One error for all unusable inputs. If there is more than one problem, all are in a file beside `out`."""
+    tasks = sorted(failures, key=lambda task: task.number)
+    every = {work.plan.inputs[t.number].name: json.loads(work.problems(t.number).read_bytes()) for t in tasks}
+    count = sum(map(len, every.values()))
+    said = ""
+    if count > 1:
+        path = problems_file(out)
+        write_whole(path, json.dumps(every, indent=1).encode())
+        said = f"\nAll {count:,} problems are in {path}."
+    texts = [failures[task] for task in tasks]
     if len(texts) == 1:
-        return DataError(texts[0])
-    lines = [f"  {text}" for text in texts[:_SHOWN_PROBLEMS]]
-    return DataError("\n".join([f"{len(texts)} of {len(work.plan.inputs)} inputs are unusable:", *lines]))
+        return DataError(texts[0] + said)
+    lines = [f"  {line}" for text in texts for line in text.splitlines()]
+    more = [f"  and {len(lines) - _SHOWN_PROBLEMS:,} lines more"] if len(lines) > _SHOWN_PROBLEMS else []
+    what = f"{len(texts)} of {len(work.plan.inputs)} inputs are unusable:"
+    return DataError("\n".join([what, *lines[:_SHOWN_PROBLEMS], *more, _LEAVE_OUT]) + said)
+
+
+def problems_file(out: Path) -> Path:
+    """Where all problems of the inputs of `out` are listed when there are several."""
+    return out.with_name(f"{out.name}.problems.json")
 
 
 @contextmanager

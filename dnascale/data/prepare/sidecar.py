@@ -98,15 +98,19 @@ def _array(values: np.ndarray) -> Any:
 
 def _names(rows: np.ndarray, data: np.ndarray) -> tuple[Any, Any]:
     """The names of records and of their groups. In the texts, the two and then the edges follow each other."""
+    begins = (rows["text"] - rows["text"][0]).astype(np.int64)
+    names, labels = rows["name"].astype(np.int64), rows["label"].astype(np.int64)
+    return _strings(data, begins, names), _strings(data, begins + names, labels)
+
+
+def _strings(data: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> Any:
+    """Stretches of UTF-8 (uint8 [n]) as a column. `take` and `cast` of pyarrow would do, and import what takes longer."""
     import pyarrow as pa
 
-    lengths = np.stack([rows["name"], rows["label"], rows["edges"]], axis=1).astype(np.int64).ravel()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    every = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
-    record, group = (every.take(_array(np.arange(first, len(lengths), 3))) for first in (0, 1))
-    return record.cast(pa.binary()).cast(pa.string()), group.cast(pa.binary()).cast(pa.string())
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    places = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data[places])]
+    return pa.Array.from_buffers(pa.string(), len(lengths), buffers)
 
 
 @dataclass(frozen=True)
