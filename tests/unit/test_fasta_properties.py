@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dnascale.data.sources import Input, ReadOptions, ReadReport, Record, fasta, names, read
 from dnascale.data.sources.growing import Growing
 from dnascale.data.sources.names import Names
-from dnascale.errors import DataError
+from dnascale.errors import DataError, UsageError
 from dnascale.vocab import CHARACTER
 
 Row = tuple[str, str, bytes, int]
@@ -166,6 +166,17 @@ def test_bases_are_the_same_in_memory_in_an_array_and_in_a_file(short: int, memo
         assert record.bases[-3:] == letters[-3:]
         assert isinstance(record.bases, bytes) == (size <= short)
         assert_codes(record)
+
+
+def test_a_folder_for_files_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(UsageError, match="gone cannot be written: No such file or directory"):
+        Growing(str(gone), 1, 2).add(b"ACGT")
+    monkeypatch.setattr(names, "_MEMORY_BYTES", 1)
+    with pytest.raises(UsageError, match="gone cannot be written: No such file or directory"):
+        Names(str(gone)).add(("a",), (1,))
 
 
 def test_a_record_outlives_the_next_ones() -> None:

@@ -46,10 +46,12 @@ class _Parser:
             begin = 0
             for line in chunk.text.split(b"\n"):
                 end = begin + len(line)
+                if end == len(chunk.text) and not line:
+                    break
                 if not rest:
                     self.number, self.place = self.number + 1, (chunk, begin)
                 if end == len(chunk.text):
-                    rest += [line] if line else []
+                    rest.append(line)
                     break
                 yield b"".join((*rest, line)) if rest else line
                 rest, begin = [], end + 1

@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import IO
 from zlib import crc32
 
 import numpy as np
+
+from dnascale.files import explained
 
 _ROW = np.dtype([("alike", "<u8"), ("exact", "<u4"), ("line", "<u8")])
 _pack = struct.Struct("<8sIQ").pack
@@ -37,8 +40,11 @@ class Names:
             digest = blake2b(alike.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             self._rows += _pack(digest, crc32(name.encode("utf-8", "surrogatepass")), line)
         if len(self._rows) >= _MEMORY_BYTES:
-            self._file = self._file or tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-            self._file.write(self._rows)
+            try:
+                self._file = self._file or tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+                self._file.write(self._rows)
+            except OSError as error:
+                raise explained(error, Path(self.folder or tempfile.gettempdir())) from error
             self._rows.clear()
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
