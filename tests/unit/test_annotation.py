@@ -156,8 +156,9 @@ def test_parts_on_both_strands_are_trans_spliced_and_skipped(tmp_path):
 def test_a_feature_across_the_origin_of_a_circular_sequence_is_skipped(tmp_path):
     region = gff("region", 1, 60, "+", ".", "ID=c:1..60;Is_circular=true")
     crossing = gff("CDS", 55, 66, "+", 0, "ID=a;Parent=g") + gff("CDS", 1, 6, "+", 0, "ID=b;Parent=g")
+    crossing += gff("CDS", 55, 60, "+", 0, "ID=to the end")
     records, tally = annotated(tmp_path, region + gff("gene", 1, 66, "+", ".", "ID=g") + crossing)
-    assert [r.name for r in records] == ["b"]
+    assert [r.name for r in records] == ["b", "to the end"]
     assert tally.skipped == {"across the origin of a circular sequence": 1}
     with pytest.raises(DataError, match=r":1: the region c:54-66 \(from 0\) ends beyond c, which has 60 bases"):
         annotated(tmp_path, crossing)

@@ -103,7 +103,7 @@ def lay_out(
 def _unfit(transcript: Transcript, parts: list[Part], coding: bool, circular: Mapping[str, int]) -> str:
     if transcript.unfit:
         return transcript.unfit
-    if transcript.chrom in circular and parts[-1][1] > circular[transcript.chrom]:
+    if transcript.chrom in circular and max(end for _, end, _ in parts) > circular[transcript.chrom]:
         return "across the origin of a circular sequence"
     if coding and STRANDS[transcript.strand] == ".":
         return "no strand"
