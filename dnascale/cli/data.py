@@ -1,11 +1,13 @@
 """`dnascale data`: what is in data sets, and whether it is whole."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dnascale.cli.dataset import show_dataset
+from dnascale.cli.dataset import show_content, show_dataset
 from dnascale.cli.shared import DataFolder, Json, bytes_bar
 
 app = typer.Typer(help="Look into data sets and check them.", no_args_is_help=True)
@@ -13,10 +15,22 @@ app = typer.Typer(help="Look into data sets and check them.", no_args_is_help=Tr
 
 @app.command("inspect")
 def inspect(data: DataFolder, as_json: Json = False) -> None:
-    """What is in a data set."""
+    """What is in a data set: records, their lengths, bases, lower case, what the splits share."""
+    from dnascale.data.inspect import content_of
     from dnascale.data.shards import load_dataset
 
-    show_dataset(load_dataset(data), as_json)
+    dataset = load_dataset(data)
+    content = content_of(dataset)
+    if as_json:
+        print(
+            json.dumps(
+                json.loads(dataset.to_json()) | {"content": {k: asdict(v) for k, v in content.items()}}, indent=1
+            )
+        )
+        return
+    show_dataset(dataset, as_json)
+    for name, split in content.items():
+        show_content(name, split)
 
 
 @app.command("index")

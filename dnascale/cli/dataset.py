@@ -7,6 +7,7 @@ from dnascale.cli.shared import new_console, new_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dnascale.data.inspect import Content
     from dnascale.data.shards import Dataset
 
 _WARN_OF_LEAKAGE = 0.01  # of a held-out split, in leaked records
@@ -44,6 +45,27 @@ def show_dataset(dataset: "Dataset", as_json: bool) -> None:
         for warning in source["warnings"]:
             console.print(f"warning  {warning}", style="yellow")
     console.print(f"written  {dataset.location} (fingerprint {dataset.fingerprint[:12]})")
+
+
+def show_content(split: str, content: "Content") -> None:
+    """The letters of a split, and a histogram of its lengths, if they are known."""
+    console = new_console()
+    letters = ", ".join(f"{letter} {share:.2%}" for letter, share in content.composition.items())
+    console.print(f"\n{split:8} {letters}")
+    lengths = content.lengths
+    if lengths is None:
+        return
+    console.print(
+        f"lengths  from {lengths.shortest:,} to {lengths.longest:,} tokens, median {lengths.median:,}, N50 {lengths.n50:,}"
+    )
+    table = new_table("from", "below", "records", "tokens", "")
+    total = sum(bin.tokens for bin in lengths.bins)
+    for bin in lengths.bins:
+        bar = "█" * round(40 * bin.tokens / total)
+        table.add_row(f"{bin.low:,}", f"{bin.high:,}", f"{bin.records:,}", f"{bin.tokens:,}", bar)
+    table.columns[0].justify = "right"
+    table.columns[-1].justify = "left"
+    console.print(table)
 
 
 def _show_splitting(splitting: dict[str, Any], console: "Console") -> None:
