@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,27 @@ def test_damage_of_binary_tables_gives_records_or_a_sentence(
     except (DataError, UsageError):
         return
     assert len(records) <= 5
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv", "jsonl", "2bit", "genbank", "embl"])
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.one_of(
+        st.binary(max_size=60),
+        st.text('id,seq\t\n"ACGT{}[]:;0', max_size=60).map(str.encode),
+        st.sampled_from([b"", b"\n", b"\n\nid,seq\nx,ACGT\n", b"seq", b'"', b"{}", b"PAR1PAR1", b"ARROW1\0\0"]),
+    )
+)
+def test_whatever_is_said_to_be_of_a_format_gives_records_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: bytes
+) -> None:
+    with suppress(DataError, UsageError):
+        read(tmp_path_factory.mktemp("x") / "a", data, format=form)
+
+
+def test_blank_lines_before_a_header_are_skipped_and_lines_still_count(path: Path) -> None:
+    ((record,), _) = read(path, b"\n\nid,seq\nx,ACGT\n")
+    assert (record.name, record.line) == ("x", 4)
 
 
 def test_columns_of_one_name_are_refused(path: Path) -> None:

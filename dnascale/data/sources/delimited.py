@@ -64,9 +64,11 @@ def _csv_rows(source: Source, problems: Problems) -> Iterator[Rows]:
     table: _Csv | None = None
     for chunk in _chunks(source, quoted=True):
         if table is None:
-            header, _, rest = chunk.text.partition(b"\n")
-            table = _Csv(header, source.report.name, chunk.line)
-            chunk = _Lines(rest, chunk.line + 1)
+            text = chunk.text.lstrip(b"\n")
+            header, _, rest = text.partition(b"\n")
+            line = chunk.line + len(chunk.text) - len(text)
+            table = _Csv(header, source.report.name, line)
+            chunk = _Lines(rest, line + 1)
         yield from _rows(chunk, table, problems)
 
 
@@ -119,7 +121,7 @@ def _chunks(source: Source, quoted: bool) -> Iterator[_Lines]:
             yield _Lines(text[:end], line)
             line += text.count(b"\n", 0, end)
         pending, size = [text[end:]], len(text) - end
-        due = max(_CHUNK_BYTES, 2 * size)  # so that a long row is not joined again and again
+        due = min(max(_CHUNK_BYTES, 2 * size), MAX_CELL + 1)  # so that a long row is not joined again and again
     text = b"".join(pending)
     if quoted and text.count(b'"') % 2:
         raise DataError(
