@@ -145,6 +145,34 @@ def test_a_rerun_with_other_options_says_so_and_reads_again_only_what_it_must(
         shutil.rmtree(tmp_path / "fresh")
 
 
+def test_what_was_read_before_the_machine_was_started_again_is_not_used(
+    sources: list[str], alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    carry_out_plan(plan_of(sources), out, Crew(1, 0, 3, part=True), Progress())
+    monkeypatch.setattr("dnascale.data.prepare.plan._start_of_machine", lambda: "another start")
+    with pytest.raises(UsageError, match="before this machine was started again"):
+        carry_out_plan(plan_of(sources), out, Crew(1, 1, 3, part=True), Progress())
+    read = []
+
+    class Counting(Progress):
+        def begin(self, stage: str, tasks: int, size: int) -> None:
+            read.append(tasks)
+
+    carry_out_plan(plan_of(sources), out, Crew(), Counting())
+    assert read[0] == len(sources)
+    assert tree(out) == alone
+
+
+def test_standard_input_reaches_worker_processes(sources: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dnascale", "prepare", "-", sources[1], "--workers", "2", "--out"]
+    text = Path(sources[0]).read_bytes()
+    subprocess.run([*command, str(tmp_path / "out")], input=text, check=True, capture_output=True)
+    alone = prepare(sources[:2], tmp_path / "alone" / "out", PrepareOptions())
+    made = {name: content for name, content in tree(tmp_path / "out").items() if name.endswith(".tar")}
+    assert made == {name: content for name, content in tree(alone.folder).items() if name.endswith(".tar")}
+
+
 # --- datatrove ---
 
 

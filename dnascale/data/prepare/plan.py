@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -162,21 +163,33 @@ class Work:
         What no longer fits is removed if this process is `alone` in the folder; if not, raises UsageError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
+        body, found = self.plan.to_dict(), None
+        with suppress(OSError, ValueError):
             found = json.loads((self.folder / "plan.json").read_bytes())
-        except (OSError, ValueError):
-            found = None
-        body = self.plan.to_dict()
-        said = None
-        if found is not None and found != body:
-            said = f"{self.folder} was begun with {_difference(found, body)}"
-            if not alone:
-                raise UsageError(f"{said}: give all parts of one run the same, or remove the folder to start anew.")
-        if said:
-            self._keep_only([self.read(number).name for number in range(len(self.plan.inputs))])
+        restarted = self._restarted()
+        why = "before this machine was started again" if restarted else ""
+        if found is not None and not why and found != body:
+            why = f"with {_difference(found, body)}"
+        if why and not alone:
+            raise UsageError(
+                f"{self.folder} was begun {why}: give all parts of one run the same, or remove the folder to start anew."
+            )
+        if why:
+            self._keep_only([] if restarted else [self.read(number).name for number in range(len(self.plan.inputs))])
         if found != body:
             write_whole(self.folder / "plan.json", json.dumps(body, indent=1).encode())
-        return said and f"{said}: starting anew, but for inputs that are read in the same way."
+        self._note_start()
+        return f"{self.folder} was begun {why}: starting anew, but for what still fits." if why else None
+
+    def _restarted(self) -> bool:
+        """Whether this machine was started again since it wrote here: what it had not yet brought to the disk is lost."""
+        noted = self.folder / f".start-{socket.gethostname()}"
+        return noted.exists() and noted.read_text() != _start_of_machine()
+
+    def _note_start(self) -> None:
+        noted = self.folder / f".start-{socket.gethostname()}"
+        if not noted.exists() or self._restarted():
+            write_whole(noted, _start_of_machine().encode())
 
     def _keep_only(self, fitting: list[str]) -> None:
         for path in [self.settled, self.shards, self.written]:
@@ -236,6 +249,14 @@ class Work:
     def has_results(self) -> bool:
         """Whether anything is there that a rerun would not have to do again."""
         return any((self.folder / "read").glob("*/done.json"))
+
+
+def _start_of_machine() -> str:
+    """Another text after each start of the machine, where it tells."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
