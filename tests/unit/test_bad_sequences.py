@@ -282,6 +282,17 @@ def test_bad_records_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
     assert report.problem_count == len(report.problems) == 4
 
 
+def test_what_prepare_leaves_out_is_in_its_report_and_its_balance(tmp_path: Path) -> None:
+    (tmp_path / "genome.fa").write_bytes(MANY_BAD)
+    options = PrepareOptions(valid=0, skip_bad_records=True)
+    dataset = prepare([str(tmp_path / "genome.fa")], tmp_path / "out", options)
+    cleaning = dataset.cleaning
+    assert cleaning["dropped"] == {"bad records": {"records": 4, "bases": 20}}
+    assert (cleaning["records_in"], cleaning["bases_in"]) == (5, 24)
+    assert (cleaning["records_out"], cleaning["bases_out"]) == (1, 4)
+    assert len(dataset.sources[0]["problems"]) == 4
+
+
 def test_the_first_twenty_problems_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "genome.fa"
     path.write_bytes(b"".join(b">r%d\nA-\n" % number for number in range(30_000)))

@@ -135,6 +135,10 @@ class _Reader:
             for what, values in zip(("values", "counts"), self.sketcher.finish(), strict=True):
                 values.tofile(self.folder / f"sample-{what}.bin")
         report = self.report
+        if report.bad_records:  # these were read, and never given to `take`
+            self.tally.records_in += report.bad_records
+            self.tally.bases_in += report.bad_bases
+            self.tally.drop("bad records", report.bad_bases, report.bad_records)
         source = {
             "name": Path(report.name).name, "bytes": report.bytes_read, "sha256": report.sha256, "format": report.format,
             "compression": report.compression, "records": report.records, "bases": report.bases,
