@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dnascale.data.sources.record import Bases
 
-#: A longer stretch is a `View`, so that memory stays bounded whatever the chromosome.
-VIEW_BYTES = 64 << 20
+#: A longer stretch is a `View`: no copy, and memory stays bounded whatever the chromosome.
+VIEW_BYTES = 1 << 20
 
 _DNA = b"ACGTNRYKMSWBDHV"
 _PARTNER = b"TGCANYRMKSWVHDB"
