@@ -101,7 +101,8 @@ def show_evaluation(result: "Evaluation") -> None:
         table.add_row(name, f"{nats:.4f}", f"{nats / math.log(2):.4f}", gain, style=style)
     console.print(table)
     by_base = ", ".join(f"{base} {share:.1%}" for base, share in model.accuracy_by_base.items())
+    of_what = f"({by_base})" if by_base else f"of {model.tokens:,} whole tokens"
     console.print(
-        f"accuracy {model.accuracy:.1%} ({by_base}) over {model.bases:,} bases of the {result.split} split",
+        f"accuracy {model.accuracy:.1%} {of_what} over {model.bases:,} bases of the {result.split} split",
         soft_wrap=True,
     )

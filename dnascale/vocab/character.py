@@ -96,12 +96,12 @@ class Vocabulary:
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """How a token is stored, with the soft mask in its top bit: uint8 up to 128 tokens, else uint16 (little-endian)."""
-        return np.dtype(np.uint8) if len(self) <= 1 << 7 else np.dtype("<u2")
+        return np.dtype(np.uint8) if len(self) <= SOFT_MASK_BIT else np.dtype("<u2")
 
     @property
     def soft_mask_bit(self) -> int:
         """The top bit of a stored token: most of its bases were lower case."""
-        return SOFT_MASK_BIT << 8 * (self.dtype.itemsize - 1)
+        return SOFT_MASK_BIT if len(self) <= SOFT_MASK_BIT else SOFT_MASK_BIT << 8
 
     @cached_property
     def bases_per_token(self) -> np.ndarray:
@@ -111,7 +111,7 @@ class Vocabulary:
     @property
     def one_base_a_token(self) -> bool:
         """Whether there are as many tokens as bases."""
-        return int(self.bases_per_token.max()) == 1
+        return len(self) == self.first_long
 
     @cached_property
     def digest(self) -> str:

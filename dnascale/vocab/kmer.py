@@ -52,6 +52,10 @@ class KmerVocabulary(Vocabulary):
         return self.k if self.overlap else 1
 
     @property
+    def one_base_a_token(self) -> bool:
+        return self.overlap
+
+    @property
     def in_words(self) -> str:
         if self.overlap:
             return (
