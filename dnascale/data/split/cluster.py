@@ -15,7 +15,7 @@ from dnascale.data.split.sketch import mixed
 
 #: A 31-mer of more groups than this is a repeat, and each of its groups is compared with so many next to it.
 REPEAT_GROUPS = 32
-_PAIRS_AT_ONCE = 1 << 22
+_PAIRS_AT_ONCE = 1 << 21
 
 
 def join(samples: Sequence[Sample], groups: np.ndarray, count: int, share: float) -> np.ndarray:
@@ -33,8 +33,8 @@ def join(samples: Sequence[Sample], groups: np.ndarray, count: int, share: float
         int32 [count]: for each group the smallest group that it is joined to, directly or through others; itself if
         it is alone.
 
-    Time: a pass over the samples for every 2^22 31-mers, times one for every 2^22 pairs of groups with a 31-mer in
-    common. Memory: 24 bytes a group, and about 400 MB.
+    Time: a pass over the samples for every 2^21 31-mers, times one for every 2^21 pairs of groups with a 31-mer in
+    common. Memory: 24 bytes a group, and about 300 MB.
     """
     sizes, pairs = _sizes(samples, groups, count)
     root = np.arange(count, dtype=np.int32)

@@ -9,7 +9,7 @@ import numpy as np
 from dnascale.vocab import CHARACTER, SOFT_MASK_BIT
 
 _PIECE = 1 << 20
-_SORTED_AT_ONCE = 1 << 22  # records: 24 bytes each while they are sorted
+_SORTED_AT_ONCE = 1 << 21  # records
 
 _U, _T = CHARACTER.tokens.index("U"), CHARACTER.tokens.index("T")
 _ACGT = 4  # ids below are A, T, C, G, and the complement of one is that id ^ 1

@@ -78,7 +78,8 @@ class Holdouts:
 
     def splits_of(self, keys: np.ndarray) -> np.ndarray:
         """int8 [n], indices into SPLITS, for `group_key`s, uint64 [n]. Named groups first, shares for the others."""
-        place = keys.astype(np.float64) / 2.0**64
+        place = keys.astype(np.float64)
+        place /= 2.0**64
         splits = np.full(len(keys), TRAIN, dtype=np.int8)
         splits[place < self.valid.share + self.test.share] = TEST
         splits[place < self.valid.share] = VALID

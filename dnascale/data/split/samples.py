@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_AT_ONCE = 1 << 22  # sampled 31-mers in memory: about 150 MB with what sorting them takes
+_AT_ONCE = 1 << 21  # sampled 31-mers in memory: about 100 MB with what sorting them takes
 
 
 @dataclass(frozen=True)
