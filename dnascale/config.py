@@ -28,6 +28,9 @@ PRESETS = Path(__file__).parent / "model" / "presets"
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+CompileMode = Literal["layers", "whole"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -152,7 +155,11 @@ class TrainConfig(_Section):
     global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
     micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
     precision: Literal["bf16", "fp32"] = "bf16"
-    compile: bool | None = Field(None, description="one compiled graph for the step; null = on CUDA")
+    compile: CompileMode | Literal[False] | None = Field(
+        None,
+        description="torch.compile of the step, by layers (seconds) or as a whole (minutes, fewest launches), or false; null = "
+        "layers on CUDA, else false",
+    )
     deterministic: bool = Field(
         False, description="the same bits every time on CUDA too, where the fastest kernels add in any order; slower"
     )

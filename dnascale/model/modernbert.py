@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dnascale.config import ModelConfig
+from dnascale.config import CompileMode, ModelConfig
 from dnascale.data.masking import MaskedBatch, Masking
 from dnascale.model import attention
-from dnascale.model.attention import Attention
+from dnascale.model.attention import Attention, Layout
 from dnascale.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -102,40 +102,52 @@ class MaskedLanguageModel(nn.Module):
         mean over the global batch. sums: float32 [4], (weighted nats, weight) over all predicted bases and over those
         shown as [MASK], for reporting nats per base; only the latter compare with evaluation.
         """
-        batch = self.masking(tokens, keys, self.complement)
-        logits = self.logits_at(batch, self.room(tokens) if room is None else room)
-        nats = functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none")
-        weighted = nats * batch.weights.flatten()
-        hidden = batch.hidden.flatten()
-        with torch.no_grad():
-            sums = torch.stack(
-                [
-                    weighted.sum(),
-                    batch.weights.sum(),
-                    (weighted * hidden).sum(),
-                    (batch.weights.flatten() * hidden).sum(),
-                ]
-            )
-        return weighted.sum() / batch.labels.numel(), sums
+        with self._precision(tokens):
+            batch, layout = self._begin(tokens, keys, self.room(tokens) if room is None else room)
+            return self._end(self._body(batch.input_ids, layout), batch)
 
-    def logits_at(self, batch: MaskedBatch, room: int) -> torch.Tensor:
-        """Logits [B, K, V] of the predicted positions; the head runs on these alone."""
-        with self._precision(batch.input_ids):
-            hidden = self.hidden_states(batch.input_ids, room)
-            index = batch.positions[:, :, None].expand(-1, -1, hidden.shape[-1])
-            return self.hf.decoder(self.hf.head(hidden.gather(1, index)))
+    def compile_step(self, how: CompileMode) -> None:
+        """Compiles `forward` as one graph, or layer by layer.
+
+        By layers, equal ones are compiled once, in seconds, and gradients are ready layer by layer, while others are still
+        computed. As a whole it has the fewest launches, for small models, and takes minutes for deep ones.
+        """
+        if how == "whole":
+            self.compile(fullgraph=True, dynamic=False)
+            return
+        for layer in self.hf.model.layers:
+            layer.compile(fullgraph=True, dynamic=False)
+        self._begin = torch.compile(self._begin, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+        self._end = torch.compile(self._end, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """input_ids int64 [B, S] -> logits [B, S, V], records kept apart."""
-        with self._precision(input_ids):
-            return self.hf.decoder(self.hf.head(self.hidden_states(input_ids, self.room(input_ids))))
+        """input_ids int64 [B, S] -> logits [B, S, V], records kept apart. Never compiled: batches have many shapes."""
+        layout = self.attention.lay_out(input_ids, self.room(input_ids))
+        with self._precision(input_ids), torch.compiler.set_stance("force_eager"):
+            return self.hf.decoder(self.hf.head(self._body(input_ids, layout)))
 
-    def hidden_states(self, input_ids: torch.Tensor, room: int) -> torch.Tensor:
+    def _begin(self, tokens: torch.Tensor, keys: torch.Tensor, room: int) -> tuple[MaskedBatch, Layout]:
+        batch = self.masking(tokens, keys, self.complement)
+        return batch, self.attention.lay_out(batch.input_ids, room)
+
+    def _body(self, input_ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """input_ids int64 [B, S] -> [B, S, H]."""
         # A mask for each kind of layer, even if none: otherwise transformers makes its own.
         masks = {"full_attention": None, "sliding_attention": None}
-        layout = self.attention.lay_out(input_ids, room)
         return self.hf.model(input_ids=input_ids, attention_mask=masks, layout=layout).last_hidden_state
+
+    def _end(self, hidden: torch.Tensor, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head runs on the predicted positions alone."""
+        index = batch.positions[:, :, None].expand(-1, -1, hidden.shape[-1])
+        logits = self.hf.decoder(self.hf.head(hidden.gather(1, index)))
+        nats = functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none")
+        weights, shown_as_mask = batch.weights.flatten(), batch.hidden.flatten()
+        weighted = nats * weights
+        with torch.no_grad():
+            sums = torch.stack(
+                [weighted.sum(), weights.sum(), (weighted * shown_as_mask).sum(), (weights * shown_as_mask).sum()]
+            )
+        return weighted.sum() / batch.labels.numel(), sums
 
     def _precision(self, on: torch.Tensor) -> torch.autocast:
         return torch.autocast(on.device.type, dtype=self.autocast, enabled=self.autocast is not None)

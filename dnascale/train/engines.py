@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dnascale.config import Config
+from dnascale.config import CompileMode, Config
 from dnascale.errors import NumericsError, UsageError
 from dnascale.train.optim import MOMENTS, allocate_moments, set_step
 
@@ -48,7 +48,7 @@ class Engine(ABC):
         self.accelerator = accelerator
         self.module = module
         self.config = config
-        self.compiled = compiles(config, accelerator)
+        self.compiled = compile_mode(config, accelerator)
         #: Hugging Face's parameter names; the tied decoder weight appears once, as the embedding.
         self.parameters = dict(module.hf.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
@@ -331,15 +331,16 @@ def build_engine(
     return PlainEngine(accelerator, module, optimizer, config, accumulation)
 
 
-def compiles(config: Config, accelerator: "Accelerator") -> bool:
-    """Whether the step is one compiled graph. ZeRO-3 gathers weights layer by layer, which no such graph allows."""
-    if (plugin := accelerator.deepspeed_plugin) is not None and plugin.zero_stage == 3:
-        if config.train.compile:
-            raise UsageError(
-                "train.compile=true does not go with ZeRO-3: use zero1, zero2, plain, or train.compile=null."
-            )
-        return False
-    return accelerator.device.type == "cuda" if config.train.compile is None else config.train.compile
+def compile_mode(config: Config, accelerator: "Accelerator") -> CompileMode | None:
+    """How the step is compiled, if at all. ZeRO-3 gathers weights module by module, which no graph may contain."""
+    stage = accelerator.deepspeed_plugin.zero_stage if accelerator.deepspeed_plugin is not None else 0
+    if stage == 3 and config.train.compile:
+        raise UsageError(
+            f"train.compile={config.train.compile} does not go with ZeRO-3: use zero1, zero2, plain, or train.compile=false."
+        )
+    if config.train.compile is None:
+        return "layers" if accelerator.device.type == "cuda" and stage < 3 else None
+    return config.train.compile or None
 
 
 class GradientReductionCheck:

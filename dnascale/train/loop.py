@@ -23,7 +23,7 @@ from dnascale.errors import CheckpointError, DataError, UsageError
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
 from dnascale.train.distributed import connect, from_main, together
-from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compiles, deepspeed_config
+from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer, learning_rate
@@ -133,13 +133,13 @@ def _assemble(config: Config) -> Job:
     module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast, weights, accelerator.device).to(
         accelerator.device
     )
-    if compiles(config, accelerator):
-        module.compile(fullgraph=True, dynamic=False)
     config = from_main(accelerator, lambda: settle_config(run, config))
     config = _with_steps(accelerator, config, batching, reader, order, module, screen)
     assert config.train.steps is not None
 
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
+    if (how := compile_mode(config, accelerator)) is not None:
+        module.compile_step(how)
     engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     identity = checkpoint.Identity(
         model={key: getattr(hf.config, key) for key in _MODEL_KEYS},
@@ -274,8 +274,8 @@ def _time_step(
     trial = copy.deepcopy(module)
     if config.train.precision == "bf16":
         trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
-    if compiles(config, accelerator):
-        trial.compile(fullgraph=True, dynamic=False)
+    if (how := compile_mode(config, accelerator)) is not None:
+        trial.compile_step(how)
     optimizer = build_optimizer(trial, config.optimizer)
     micro_batches, updates = [], []
     for _ in range(30):

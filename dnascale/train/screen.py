@@ -50,10 +50,10 @@ class Screen:
         if engine.name.startswith("zero") and config.train.precision == "bf16":
             dtype = "bf16 weights, fp32 masters"
         records = "records kept apart" if config.data.separate_records else "records mixed"
-        compiled = " · compiled" if engine.compiled else ""
+        how = {"layers": " · compiled by layers", "whole": " · compiled as a whole", None: ""}
         processes = f"{batching.world} process{'es' if batching.world > 1 else ''}"
         self.console.print(
-            f"{where} · {dtype} · attention: {engine.module.attention} ({records}){compiled} · {engine.name} · "
+            f"{where} · {dtype} · attention: {engine.module.attention} ({records}){how[engine.compiled]} · {engine.name} · "
             f"{processes}",
             style="bold",
         )

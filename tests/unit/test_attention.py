@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dnascale.config import ModelConfig
+from dnascale.config import CompileMode, ModelConfig
 from dnascale.data.masking import Masking
 from dnascale.model.attention import Attention
 from dnascale.model.modernbert import MaskedLanguageModel, build
@@ -158,21 +159,42 @@ def test_the_kernel_is_chosen_by_device_dtype_and_length() -> None:
     assert Attention.choose(torch.device("mps"), torch.float32, 64, 8192, 21, 64).kernel == "blocks"
 
 
-@pytest.mark.parametrize("kernel", ["masks", "blocks"])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_the_step_is_one_graph_that_is_compiled_once(hf: Any, kernel: str, autocast: torch.dtype | None) -> None:
-    model = language_model(hf, kernel)
-    model.autocast = autocast
+@pytest.mark.parametrize(
+    ("kernel", "autocast", "how", "graphs"),
+    # By layers: masking, the first layer, which has no norm, the local layers, the last, and the loss.
+    [("masks", None, "whole", 1), ("blocks", torch.bfloat16, "whole", 1), ("blocks", torch.bfloat16, "layers", 5)],
+)
+def test_the_step_is_compiled_once_and_without_breaks(
+    hf: Any, kernel: str, autocast: torch.dtype | None, how: CompileMode, graphs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, backend="aot_eager", **options))
+    model, eager = (language_model(copy.deepcopy(hf), kernel) for _ in range(2))
+    model.autocast = eager.autocast = autocast
     torch._dynamo.reset()
     counters.clear()
-    step = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
-    for seed in range(4):
+    model.compile_step(how)
+    for seed in range(3):
         tokens = windows_of([[30 + seed, 80], [11, 12, 80]], seed).to(torch.uint8)
         keys = torch.arange(2) + 2 * seed
-        loss, sums = step(tokens, keys, 1)
+        loss, sums = model(tokens, keys, 1)
         loss.backward()
-        expected, expected_sums = model(tokens, keys, 1)
+        expected, expected_sums = eager(tokens, keys, 1)
+        expected.backward()
         assert close(sums, expected_sums, 1e-2 if autocast else 1e-6)
-        assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-2 if autocast else 1e-6)
-    assert counters["stats"]["unique_graphs"] == 1
+        assert close(gradients(model.hf), gradients(eager.hf), 5e-2 if autocast else 1e-5)
+    assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
+
+
+def test_evaluation_leaves_the_compiled_graphs_alone(hf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = language_model(copy.deepcopy(hf), "masks")
+    monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
+    torch._dynamo.reset()
+    counters.clear()
+    model.compile_step("layers")
+    with torch.no_grad():
+        assert close(
+            model.logits(windows_of([[40, 80]])), language_model(hf, "masks").logits(windows_of([[40, 80]])), 1e-6
+        )
+    assert not counters["stats"]
