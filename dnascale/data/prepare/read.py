@@ -68,6 +68,7 @@ class _Reader:
         self.options, self.vocabulary = plan.options, plan.vocabulary
         self.report, self.tally = ReadReport(input.name), Tally()
         self.rules: Counter[str] = Counter()
+        self.base_a_token = self.vocabulary.one_base_a_token
         self.taker = Taker(self.options.taking)
         separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
         self.runs = RunWriter(folder, separator)
@@ -115,7 +116,7 @@ class _Reader:
 
     def edges(self, record: Record) -> bytes:
         """Where lower case begins and ends, uint64 offsets in the record: where the tokens do not tell to the base."""
-        if self.vocabulary.one_base_a_token:
+        if self.base_a_token:
             return b""
         found, inside = [], False
         for start in range(0, len(record.bases), LONG_BASES):

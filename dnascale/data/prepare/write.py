@@ -21,7 +21,7 @@ from dnascale.vocab import CHARACTER, Vocabulary
 Advance = Callable[[int], None]
 
 #: Records whose places are looked up at a time.
-_ROWS = 1 << 20
+_ROWS = 1 << 18
 #: Stretches of a file with smaller gaps between them are read in one piece, of at most so many bytes.
 _GAP, _WINDOW = 1 << 14, 1 << 22
 #: Blocks that wait to be written, at most; and after how many what is written is brought to the disk.

@@ -111,6 +111,8 @@ def _too_short(min_length: int) -> str:
 
 def _other_letters(bases: Bases) -> tuple[int, dict[str, int]]:
     """How many N there are, and how many of each letter but A, C, G, T and N; both cases together."""
+    if len(bases) <= _PIECE and not bases[:].translate(None, b"ACGTacgt"):  # nearly all of many short records
+        return 0, {}
     n_bases = 0
     counts = np.zeros(256, dtype=np.int64)
     for start in range(0, len(bases), _PIECE):
