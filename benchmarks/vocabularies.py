@@ -1,6 +1,6 @@
 """Short trainings with different tokenizers on the built-in human coding sequences: held-out loss per base, side by side.
 
-usage: python benchmarks/tokenizers.py [--minutes 3] [--folder FOLDER] [TOKENIZER...]
+usage: python benchmarks/vocabularies.py [--minutes 3] [--folder FOLDER] [TOKENIZER...]
 
 A tokenizer is character, kmer:K, kmer:K:overlap or bpe:SIZE. All runs have the same preset (nano), genes held out and wall time.
 Minutes of training on a CPU say little of what large models reach. Prints a Markdown table, and appends to tokenizers.jsonl.
