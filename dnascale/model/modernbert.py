@@ -13,6 +13,7 @@ from dnascale.config import CompileMode, ModelConfig
 from dnascale.data.masking import MaskedBatch, Masking
 from dnascale.model import attention
 from dnascale.model.attention import Attention, Layout
+from dnascale.model.per_base import base_nats
 from dnascale.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ def build(model: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> "ModernB
 
 
 class MaskedLanguageModel(nn.Module):
-    """Masks a batch, runs the model, and returns the loss of the masked bases."""
+    """Masks a batch, runs the model, and returns the loss of the masked tokens."""
 
     complement: torch.Tensor
+    bases_per_token: torch.Tensor
 
     def __init__(
         self,
@@ -87,6 +89,9 @@ class MaskedLanguageModel(nn.Module):
         self.register_buffer(
             "complement", torch.from_numpy(masking.vocabulary.complement_table).long(), persistent=False
         )
+        self.register_buffer(
+            "bases_per_token", torch.from_numpy(masking.vocabulary.bases_per_token).float(), persistent=False
+        )
 
     def room(self, tokens: torch.Tensor) -> int:
         """What `forward` must know of tokens [B, S] before it runs; cheap where they are in host memory."""
@@ -99,8 +104,8 @@ class MaskedLanguageModel(nn.Module):
         """tokens uint8 [B, S], window keys int64 [B], `room(tokens)` -> (loss, sums).
 
         loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
-        mean over the global batch. sums: float32 [4], (weighted nats, weight) over all predicted bases and over those
-        shown as [MASK], for reporting nats per base; only the latter compare with evaluation.
+        mean over the global batch. sums: float32 [6], (weighted nats, weight) over all predicted tokens and over those
+        shown as [MASK], and (weighted nats, weight) of the bases of the latter, which compare with evaluation.
         """
         with self._precision(tokens):
             batch, layout = self._begin(tokens, keys, self.room(tokens) if room is None else room)
@@ -144,10 +149,24 @@ class MaskedLanguageModel(nn.Module):
         weights, shown_as_mask = batch.weights.flatten(), batch.hidden.flatten()
         weighted = nats * weights
         with torch.no_grad():
+            of_hidden = weights * shown_as_mask
             sums = torch.stack(
-                [weighted.sum(), weights.sum(), (weighted * shown_as_mask).sum(), (weights * shown_as_mask).sum()]
-            )
+                [
+                    weighted.sum(), weights.sum(), (weighted * shown_as_mask).sum(), of_hidden.sum(),
+                    *self._base_sums(logits, nats, batch.labels.flatten(), of_hidden),
+                ]
+            )  # fmt: skip
         return weighted.sum() / batch.labels.numel(), sums
+
+    def _base_sums(
+        self, logits: torch.Tensor, nats: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(Weighted nats, weight) of the bases of tokens: logits [B, K, V], and nats, labels and weights [B * K] of tokens."""
+        vocabulary = self.masking.vocabulary
+        if vocabulary.views > 1:
+            nats = base_nats(logits.float().flatten(0, 1), labels, vocabulary)
+        bases = weights if vocabulary.one_base_a_token else weights * self.bases_per_token[labels]
+        return (nats * weights).sum(), bases.sum()
 
     def _precision(self, on: torch.Tensor) -> torch.autocast:
         return torch.autocast(on.device.type, dtype=self.autocast, enabled=self.autocast is not None)

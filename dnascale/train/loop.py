@@ -217,9 +217,11 @@ def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, O
     context = config.model.context
     reader = corpus.reader("train", context, "size" if config.data.verify == "size" else "checksum")
     longest = corpus.longest_record("train")
-    if context > longest and not config.data.allow_short_records:
+    in_bases = context * corpus.bases_per_token("train")
+    if in_bases > longest and not config.data.allow_short_records:
+        what = "" if in_bases == context else f"(about {in_bases:,.0f} bases) "
         raise DataError(
-            f"model.context={context} is longer than the longest training record ({longest:,} bases), so "
+            f"model.context={context} {what}is longer than the longest training record ({longest:,} bases), so "
             f"no base could ever see that far: use a smaller model.context, or data.allow_short_records=true to pack "
             "several records into each window all the same."
         )

@@ -140,7 +140,7 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         # Values from backward are float32; their sums over steps are not, where the device can.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(4, dtype=dtype, device=device)
+        self._sums = torch.zeros(6, dtype=dtype, device=device)
         self._reset()
 
     def _reset(self) -> None:
@@ -192,7 +192,8 @@ class Meter:
                     f"step {step} (learning rate {rate:.2e}): the gradient norm is {norm}. The last checkpoint is "
                     "untouched. A lower optimizer.learning_rate usually helps."
                 )
-        nats, weight, masked_nats, masked_weight = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
+        sums = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
+        nats, weight, masked_nats, masked_weight, base_nats, bases = sums
         digest = accelerator.reduce(torch.tensor([self.digest], device=accelerator.device), reduction="sum")
         elapsed = time.monotonic() - self._started
         state.seconds += elapsed
@@ -206,6 +207,7 @@ class Meter:
             "position": state.position,
             "loss": loss,
             "masked_loss": masked_nats / max(masked_weight, 1.0),
+            "nats_per_base": base_nats / max(bases, 1.0),
             "learning_rate": self._rates[-1],
             "gradient_norm": norms[-1],
             "windows_digest": int(digest),

@@ -70,6 +70,7 @@ class Screen:
         parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(
             torch.Size(shape).numel() for shape in engine.shapes.values()
         )  # fmt: skip
+        predicted = "bases" if corpus.vocabulary.one_base_a_token else f"tokens ({corpus.vocabulary.name})"
         total = state.total_steps * config.train.global_batch_tokens
         self.console.print(
             f"model    {parameters:,} parameters: {config.model.layers} layers of {config.model.hidden_size}, "
@@ -77,7 +78,7 @@ class Screen:
             f"{data}"
             f"step     {config.train.global_batch_tokens:,} tokens = {batching.world} x {batching.accumulation} x "
             f"{batching.micro_windows} windows (processes x accumulation x micro-batch); "
-            f"{engine.module.masking.count(context)} of {context} bases predicted\n"
+            f"{engine.module.masking.count(context)} of {context} {predicted} predicted\n"
             f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs{lanes} "
             f"-> {config.run.dir}"
         )
@@ -100,7 +101,9 @@ class Screen:
         self._bar = None
 
     def step(self, state: TrainState, line: dict[str, Any], valid_loss: float | None) -> None:
-        numbers = f"masked loss {line['masked_loss']:.4f} (ln 4 = {LN4:.3f})  {line['tokens_per_second']:,.0f} tokens/s"
+        numbers = (
+            f"masked loss {line['nats_per_base']:.4f} (ln 4 = {LN4:.3f})  {line['tokens_per_second']:,.0f} tokens/s"
+        )
         if valid_loss is not None:
             numbers += f"  valid {valid_loss:.4f}"
         if self._bar is not None:

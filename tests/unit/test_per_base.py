@@ -129,3 +129,45 @@ def test_one_pass_hides_about_a_seventh_of_the_bases(k: int) -> None:
     hidden = (shown[0] == vocabulary.mask).numpy()
     gone = np.logical_and.reduce([hidden[k - 1 - before : len(hidden) - before] for before in range(k)])
     assert 0.12 < gone.mean() < 0.16
+
+
+@pytest.mark.parametrize("spec", ["character", "kmer:3", "kmer:6", "kmer:3:overlap"])
+def test_training_is_one_graph_and_tells_the_nats_of_hidden_bases(spec: str) -> None:
+    from dnascale.config import ModelConfig
+    from dnascale.data.masking import Masking
+    from dnascale.model.modernbert import MaskedLanguageModel, build
+
+    vocabulary = load_vocabulary(spec)
+    config = ModelConfig(hidden_size=32, layers=2, heads=2, intermediate_size=32, context=64, local_attention=16)
+    masking = Masking(vocabulary, 0.3, 0.6, 0.2, True, 0.5)
+    model = MaskedLanguageModel(build(config, vocabulary), masking)
+    rng = np.random.default_rng(0)
+    codes = (rng.integers(0, 4, (4, 600)) | (rng.random((4, 600)) < 0.4) << 7).astype(np.uint8)
+    tokens = torch.from_numpy(np.stack([vocabulary.encode_codes(row)[:64] for row in codes]))
+    keys = torch.arange(4)
+    loss, sums = model(tokens, keys)
+    batch = masking(tokens, keys, model.complement)
+    with torch.no_grad():
+        logits = model.logits(batch.input_ids)
+        log_p = logits.gather(1, batch.positions[:, :, None].expand(-1, -1, logits.shape[2])).log_softmax(2)
+    nats = bases = 0.0
+    for row, column in batch.hidden.nonzero().tolist():
+        name, weight = vocabulary.tokens[int(batch.labels[row, column])], float(batch.weights[row, column])
+        p = log_p[row, column].exp().tolist()
+        if vocabulary.views > 1:
+            nats -= weight * math.log(
+                sum(q for q, token in zip(p, vocabulary.tokens, strict=False) if token[0] == name[0])
+            )
+            bases += weight
+        else:
+            nats -= weight * math.log(p[int(batch.labels[row, column])])
+            bases += weight * len(name)
+    assert sums.tolist()[4:] == pytest.approx([nats, bases], rel=1e-4)
+    if spec == "character":
+        assert torch.equal(sums[4:], sums[2:4])
+    if vocabulary.views == 1:
+        assert float(sums[4]) == pytest.approx(float(sums[2]), rel=1e-6)
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+    again, again_sums = whole(tokens, keys, model.room(tokens))
+    assert torch.allclose(loss, again)
+    assert torch.allclose(sums, again_sums, rtol=1e-4)
