@@ -18,7 +18,7 @@ import pytest
 from fasta import random_fasta, tree, write
 
 from dnascale.data.mapped import MappedShards
-from dnascale.data.prepare import PrepareOptions, prepare
+from dnascale.data.prepare import PrepareOptions, prepare, runs
 from dnascale.data.read import split_records
 from dnascale.data.shards import Dataset, load_dataset
 from dnascale.data.verify import verify
@@ -162,6 +162,19 @@ def test_records_are_written_in_a_random_order_that_the_seed_decides(tmp_path: P
         assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.15
         assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.15
     assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.15
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_runs_end_does_not_matter_to_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted runs of a few records, of a few bytes, or all in one; ranges of keys in many pieces."""
+    sources = [write(tmp_path / f"{n}.fa", [(f"{n}{h}", b) for h, b in random_fasta(n)]) for n in (1, 2)]
+    whole = tree(prepare_small(sources, tmp_path / "whole" / "out", PrepareOptions(soft_mask=True)).folder)
+    for number, (rows, size) in enumerate(((7, 1 << 25), (1 << 18, 300), (1, 1))):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs.RunWriter.__init__, "__defaults__", (rows, size))
+            patch.setattr(runs.Runs.__init__, "__defaults__", (rows,))
+            made = prepare_small(sources, tmp_path / f"{number}" / "out", PrepareOptions(soft_mask=True))
+        assert tree(made.folder) == whole
 
 
 # --- soft mask and sidecar ---

@@ -186,7 +186,7 @@ class Runs:
                     continue
                 part = np.fromfile(folder / "rows.bin", dtype=ROW, count=end - begin, offset=begin * ROW.itemsize)
                 text = _read_texts(folder, part)
-                part["text"] += np.uint64(len(texts)) - part["text"][0]
+                part["text"] = part["text"] - part["text"][0] + np.uint64(len(texts))
                 texts += text
                 parts.append(part)
                 sources.append(np.full(len(part), source))
