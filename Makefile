@@ -1,10 +1,11 @@
 # make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes with the installation)
 # make test   the test suite
+# make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test check format clean
+.PHONY: help demo test gpu check format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,6 +32,12 @@ demo: .venv/base
 
 test: .venv/dev
 	$(BIN)/python -m pytest --durations 10
+
+gpu: .venv/dev
+	$(BIN)/python -m pytest -m gpu
+	test -d build/human-cds || $(BIN)/dnascale prepare builtin:human-cds --out build/human-cds
+	$(BIN)/python benchmarks/step.py build/human-cds book@512:ours,trainer,trainer-compiled base@1024:ours,trainer,trainer-compiled \
+	  base@8192@65536:ours,trainer large@1024:ours --out build/step.jsonl
 
 check: .venv/dev
 	$(BIN)/ruff check .
