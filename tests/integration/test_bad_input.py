@@ -4,6 +4,7 @@ import gzip
 import shutil
 from pathlib import Path
 
+import numpy as np
 from jobs import Outcome, dnascale, train, train_words
 
 from dnascale.data.shards import Dataset
@@ -94,7 +95,8 @@ def test_a_missing_data_set(human_cds: Dataset, tmp_path: Path) -> None:
 
 
 def test_a_context_longer_than_every_sequence(tmp_path: Path) -> None:
-    records = b"".join(b">r%d\n%s\n" % (i, b"ACGTTGCA" * 5) for i in range(200))
+    letters = np.random.default_rng(0).choice(list(b"ACGT"), (200, 40)).astype(np.uint8)
+    records = b"".join(b">r%d\n%s\n" % (i, row.tobytes()) for i, row in enumerate(letters))
     assert prepare(tmp_path, records).code == 0
     outcome = dnascale("train", "nano", f"data.path={tmp_path / 'out'}", f"run.dir={tmp_path / 'run'}", "train.steps=1")
     assert outcome.code == 3
