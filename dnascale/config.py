@@ -154,7 +154,9 @@ class TrainConfig(_Section):
     epochs: PositiveFloat | None = Field(None, description="passes over the training split")
     global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
     micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of matrix products; auto = bf16 where the device is faster with it, else fp32"
+    )
     compile: CompileMode | Literal[False] | None = Field(
         None,
         description="torch.compile of the step, by layers (seconds) or as a whole (minutes, fewest launches), or false; null = "
@@ -219,7 +221,7 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.compile", "train.deterministic", "train.engine", "train.device", "train.processes",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.deterministic", "train.engine", "train.device", "train.processes",
     "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 

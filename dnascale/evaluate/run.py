@@ -12,6 +12,7 @@ from dnascale.evaluate.baselines import Baseline, fit_and_score
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
 from dnascale.runs import Run
 from dnascale.train.distributed import choose_device
+from dnascale.train.precision import fastest_precision
 
 #: Baselines are fitted on at most this many training tokens: enough for their largest tables, bounded memory.
 MAX_FIT_TOKENS = 100_000_000
@@ -55,7 +56,7 @@ def evaluate(
     reader = corpus.held_out(split, run.config.model.context) or corpus.reader(split, run.config.model.context)
     chosen = torch.device(choose_device(device))
     masking = Masking(corpus.vocabulary, **run.config.masking.model_dump())
-    bf16 = run.config.train.precision == "bf16"
+    bf16 = run.config.train.precision == fastest_precision(chosen.type) == "bf16"
     model = MaskedLanguageModel(
         run.model(), masking, run.config.data.separate_records, autocast=torch.bfloat16 if bf16 else None
     )

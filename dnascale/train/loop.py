@@ -22,11 +22,12 @@ from dnascale.data.stream import Batch, Dealing, TrainStream
 from dnascale.errors import CheckpointError, DataError, UsageError
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
-from dnascale.train.distributed import connect, from_main, together
+from dnascale.train.distributed import choose_device, connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer, learning_rate
+from dnascale.train.precision import settle_precision
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
 
@@ -112,6 +113,7 @@ def _assemble(config: Config) -> Job:
         torch.use_deterministic_algorithms(True)
 
     # Join the other processes.
+    config = settle_precision(config, choose_device(config.train.device))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batching = divide_batch(config, world)
     deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
