@@ -109,23 +109,21 @@ class _Writer:
 
     def __init__(self, folder: Path, progress: Callable[[int], None]) -> None:
         self.folder, self.progress = folder, progress
-        self.repeated = 0
-        self._seen = np.zeros(0, dtype=np.uint64)  # hashes of the records of earlier data sets
+        self._records: dict[int, np.ndarray] = {}  # of each data set, the different hashes of its records
 
     def split(self, name: str, datasets: Sequence[Dataset]) -> Split:
         (self.folder / name).mkdir()
         shards: list[Shard] = []
         sources = 0
-        for dataset in datasets:
+        for place, dataset in enumerate(datasets):
             if name in dataset.splits:
                 hashes = _RecordHashes(dataset)
                 mapped = MappedShards(dataset, name)
                 for number in range(len(dataset.splits[name].shards)):
                     shards.append(self._shard(dataset, name, number, mapped.stream(number), len(shards), hashes))
                     self._copy_sidecar(dataset, name, number, len(shards) - 1, sources)
-                found = np.unique(np.array(hashes.found, dtype=np.uint64))
-                self.repeated += int(np.isin(found, self._seen).sum())
-                self._seen = np.union1d(self._seen, found)
+                found = np.array(hashes.found, dtype=np.uint64)
+                self._records[place] = np.union1d(self._records.get(place, found), found)
             sources += len(dataset.sources)
         of_each = [dataset.splits[name] for dataset in datasets if name in dataset.splits]
         composition: Counter[str] = Counter()
@@ -141,6 +139,12 @@ class _Writer:
             composition={letter: composition[letter] for letter in sorted(composition, key=order)},
             shards=Index.of(shards, f"{name}/{SHARD_NAME}"),
         )
+
+    @property
+    def repeated(self) -> int:
+        """How many different records are in several of the data sets, whatever their splits."""
+        _, times = np.unique(np.concatenate(list(self._records.values())), return_counts=True)
+        return int((times > 1).sum())
 
     def _shard(
         self, dataset: Dataset, split: str, number: int, stream: np.ndarray, new: int, hashes: "_RecordHashes"

@@ -69,6 +69,15 @@ def test_records_that_are_in_several_are_counted(tmp_path: Path) -> None:
     assert [w for w in merged.cleaning["warnings"] if w.startswith("1 records are in several")]
 
 
+def test_what_is_in_two_splits_of_one_data_set_is_not_in_several(tmp_path: Path) -> None:
+    leaky = write(tmp_path / "a.fa", [("x gene=G1", "ACGTACGTA"), ("y gene=G2", "ACGTACGTA")])
+    other = write(tmp_path / "b.fa", [("z gene=G3", "TTTTT"), ("w gene=G2", "GGGGG")])
+    for name, file in (("one", leaky), ("two", other)):
+        prepare([file], tmp_path / name, PrepareOptions(valid="G2"))
+    merged = merge([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "merged")
+    assert not [w for w in merged.cleaning["warnings"] if "in several" in w]
+
+
 @pytest.mark.parametrize(
     ("change", "words"), [({"tokenizer": "kmer:2"}, "different vocabularies"), ({"soft_mask": False}, "soft masks")]
 )
