@@ -6,8 +6,8 @@ done twice, or on another machine, it writes the same files.
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,10 @@ def settle(work: Work) -> Settled:
         tally.merge(Tally.from_dict(report["tally"]))
     Taker(options.taking).check(tally)
     _check_any(tally)
-    tables = [_Input(folder, report) for folder, report in zip(folders, reports, strict=True)]
-    answer = split.settle([table.table for table in tables], options.splitting, work.plan.sampled or 1)
     staging = work.folder / "settled.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    answer = split.settle(_tables(folders, reports, staging), options.splitting, work.plan.sampled or 1)
     sums = _place(staging, Runs(folders, [report["runs"] for report in reports]), answer, tally)
     for name in answer.groups:
         if not sums[name]["records"]:
@@ -121,38 +120,57 @@ def _place(folder: Path, runs: Runs, answer: split.Settled, tally: Tally) -> dic
     return {name: of_split.sums for name, of_split in files.items()}
 
 
-class _Input:
-    """What a read task has noted, as the splits want it."""
+def _tables(folders: Sequence[Path], reports: Sequence[dict[str, Any]], staging: Path) -> list[Table]:
+    """What the read tasks have noted, as the splits want it."""
 
-    def __init__(self, folder: Path, report: dict[str, Any]) -> None:
-        self._folder = folder
-        self._records: int = report["records"]
-        self.table = Table(
-            self._read("keys.bin", "<u8"),
-            self.group_name,
-            self._read("digests.bin", "u1").reshape(-1, 16) if (folder / "digests.bin").exists() else None,
-            Sample(self._read("sample-values.bin", "<u8"), self._read("sample-counts.bin", "<u4"))
-            if report["sampled"]
-            else None,
-        )
+    def arrays(name: str, dtype: str) -> list[np.ndarray]:
+        return _joined([folder / name for folder in folders], dtype, staging / name)
 
-    def _read(self, name: str, dtype: str) -> np.ndarray:
-        path = self._folder / name
-        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+    names = [_GroupNames(folder, report["records"]).of for folder, report in zip(folders, reports, strict=True)]
+    tables = list(map(Table, arrays("keys.bin", "<u8"), names))
+    if (folders[0] / "digests.bin").exists():  # of all inputs, or of none
+        digests = arrays("digests.bin", "(16,)u1")
+        tables = [replace(table, digests=digest) for table, digest in zip(tables, digests, strict=True)]
+    if reports[0]["sampled"]:
+        samples = map(Sample, arrays("sample-values.bin", "<u8"), arrays("sample-counts.bin", "<u4"))
+        tables = [replace(table, sample=sample) for table, sample in zip(tables, samples, strict=True)]
+    return tables
+
+
+def _joined(paths: Sequence[Path], dtype: str, joined: Path) -> list[np.ndarray]:
+    """The arrays in files, mapped: of several files in one, for a process may have a thousand inputs, not a thousand maps."""
+    ends, whole = [], paths[0]
+    if len(paths) > 1:
+        whole = joined
+        with joined.open("wb") as file:
+            for path in paths:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, file, 1 << 20)
+                ends.append(file.tell() // np.dtype(dtype).itemsize)
+    mapped: np.ndarray = np.memmap(whole, dtype, mode="r") if whole.stat().st_size else np.zeros(0, dtype)
+    joined.unlink(missing_ok=True)  # the map stays
+    return np.split(mapped, ends[:-1])
+
+
+class _GroupNames:
+    """The names of the groups of an input's records."""
+
+    def __init__(self, folder: Path, records: int) -> None:
+        self._folder, self._records = folder, records
 
     @cached_property
-    def _texts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the group's name of each record begins and how long it is, int64 [records]; and the bytes, uint8."""
-        begins, lengths = np.zeros((2, self._records), dtype=np.int64)
+    def _places(self) -> np.ndarray:
+        """int64 [2, records]: where the group's name of each record begins in texts.bin, and how long it is."""
+        places = np.zeros((2, self._records), dtype=np.int64)
         for rows in _in_parts(self._folder / "rows.bin", self._records):
-            ordinals = rows["ordinal"].astype(np.int64)
-            begins[ordinals] = rows["text"] + rows["name"]
-            lengths[ordinals] = rows["label"]
-        return begins, lengths, self._read("texts.bin", "u1")
+            places[:, rows["ordinal"].astype(np.int64)] = rows["text"] + rows["name"], rows["label"]
+        return places
 
-    def group_name(self, record: int) -> str:
-        begins, lengths, texts = self._texts
-        return texts[begins[record] : begins[record] + lengths[record]].tobytes().decode()
+    def of(self, record: int) -> str:
+        begin, length = self._places[:, record].tolist()
+        with (self._folder / "texts.bin").open("rb") as texts:
+            texts.seek(begin)
+            return texts.read(length).decode()
 
 
 def _in_parts(path: Path, count: int, most: int = 1 << 18) -> Iterator[np.ndarray]:
