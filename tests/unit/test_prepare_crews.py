@@ -15,7 +15,7 @@ from fasta import random_fasta, tree, write
 from dnascale.cli.prepare import _part
 from dnascale.data.prepare import Crew, Plan, PrepareOptions, Unfinished, carry_out_plan, prepare
 from dnascale.data.prepare.tasks import Progress
-from dnascale.data.shards import Dataset
+from dnascale.data.shards import Dataset, load_dataset
 from dnascale.errors import UsageError
 
 OPTIONS = PrepareOptions(valid=0.2, test=0.1, soft_mask=True, drop_duplicates=True, max_leakage=1.0)
@@ -66,6 +66,9 @@ def test_ranks_in_any_order_give_the_same_bytes(
     assert tree(out) == alone
     late = carry_out_plan(plan_of(sources), out, Crew(1, 0, world, part=True), Progress())
     assert isinstance(late, Dataset)
+    for others, options in ((sources[:-1], plan_of(sources).options), (sources, PrepareOptions(min_length=9))):
+        with pytest.raises(UsageError, match="prepared from other inputs or with other options"):
+            carry_out_plan(Plan.of(others, options), out, Crew(1, 0, world, part=True), Progress())
 
 
 def test_a_rank_says_what_others_have_left_and_ends_well_and_a_call_on_its_own_does_the_rest(
@@ -211,3 +214,11 @@ for turn in "12":
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert tree(tmp_path / "out") == alone
+
+
+def test_more_inputs_than_a_process_may_have_open_files(tmp_path: Path) -> None:
+    for number in range(100):
+        write(tmp_path / f"{number}.fa", [(f"r{number}", random.Random(number).choice("ACGT") * 9 + "A" * number)])
+    limited = f"ulimit -n 60; exec {sys.executable} -m dnascale prepare {tmp_path} --out {tmp_path}/out --cluster 0.5 --drop-duplicates --max-leakage 1"
+    subprocess.run(["bash", "-c", limited], check=True, capture_output=True)
+    assert load_dataset(tmp_path / "out").cleaning["records_in"] == 100

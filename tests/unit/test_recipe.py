@@ -90,6 +90,7 @@ def test_without_weights_the_temperature_goes_into_the_mixture(recipe: Path, tmp
         ("soft_mask: true", "soft_mask: maybe", r"options\.soft_mask='maybe'"),
         ("soft_mask: true", "seed: one", "seed='one'"),
         ("human:", "../human:", "becomes a folder"),
+        ("yeast:", "human:", r"line \d+, column 3: the key 'human' is there twice"),
         ("inputs: [", "input: [", "unknown key 'input'"),
         ("weight: 3", "weight: -3", "above 0"),
         ("weight: 3", "seed: 3", "every source a weight"),

@@ -20,7 +20,7 @@ from typing import Any
 from dnascale.data.mixture import MIXTURE, Mixture, MixtureSource
 from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.prepare.plan import Plan
-from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan
+from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan, finished
 from dnascale.data.prepare.tasks import Progress
 from dnascale.data.shards import Dataset, load_dataset
 from dnascale.errors import UsageError
@@ -59,7 +59,9 @@ def load_recipe(path: Path) -> Recipe:
     import yaml
 
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader))
+        body = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as a recipe: {' '.join(str(error).split())}") from None
     _check_keys(body, str(path), ["sources", "options", "temperature"], needed=["sources"])
@@ -76,6 +78,26 @@ def load_recipe(path: Path) -> Recipe:
     if weighted and len(weighted) < len(sources):
         raise UsageError(f"{path}: give every source a weight, or none of them.")
     return Recipe(sources, _positive(f"{path}: temperature", body.get("temperature", 1.0), bool(weighted)))
+
+
+def _refuse_twice(node: Any) -> None:
+    """Raises YAMLError for a key that is there twice, of which YAML's reader would take the last."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                mark = key.start_mark
+                raise yaml.YAMLError(
+                    f"line {mark.line + 1}, column {mark.column + 1}: the key '{key.value}' is there twice."
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+            _refuse_twice(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_twice(value)
 
 
 def _source(where: str, name: str, given: Any, common: dict[str, Any]) -> Source:
@@ -142,10 +164,10 @@ def carry_out_recipe(recipe: Recipe, out: Path, crew: Crew, progress: Progress) 
 
     What is done is kept in `out`.preparing, a data set or the work of one for each source. Raises as `carry_out_plan`.
     """
-    if crew.part and (out / MIXTURE).exists():
-        return {name: load_dataset(out / name) for name in recipe.sources}
-    check_new_folder(out)
     plans = {name: Plan.of(source.inputs, source.options) for name, source in recipe.sources.items()}
+    if crew.part and (out / MIXTURE).exists():
+        return {name: finished(plan, out / name) for name, plan in plans.items()}
+    check_new_folder(out)
     work = out.with_name(f"{out.name}.preparing")
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,8 @@ class Crew:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"--workers {self.workers} must be at least 1.")
+        if self.world < 1:
+            raise UsageError(f"--world {self.world} must be at least 1, and --rank {self.rank} below it.")
         if not 0 <= self.rank < self.world:
             raise UsageError(f"--rank {self.rank} must be from 0 to {self.world - 1}, below --world {self.world}.")
 
@@ -85,11 +87,13 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
     A part that comes when `out` is whole already has nothing to do.
     """
     if crew.part and (out / "dataset.json").exists():
-        return load_dataset(out)
+        return finished(plan, out)
     check_new_folder(out)
     work = Work.beside(out, plan)
     try:
         with _claimed(work, crew):
+            if not crew.part:
+                check_new_folder(out)  # again: another run may have ended since
             problems_file(out).unlink(missing_ok=True)
             for sentence in (plan.about_left_out, work.begin(alone=crew.world == 1)):
                 if sentence:
@@ -97,8 +101,19 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
             return _carry_out(work, out, crew, progress)
     except OSError as error:
         if crew.part and (out / "dataset.json").exists():  # finished by another, and the work folder removed
-            return load_dataset(out)
+            return finished(plan, out)
         raise explained(error, out, f"What is done is kept in {work.folder}") from error
+
+
+def finished(plan: Plan, out: Path) -> Dataset:
+    """The data set that other ranks have made. Raises UsageError when it was made of something else."""
+    dataset = load_dataset(out)
+    names = [source["name"] for source in dataset.sources]
+    if dataset.options != plan.options.to_dict() or names != [Path(input.name).name for input in plan.inputs]:
+        raise UsageError(
+            f"{out} exists, prepared from other inputs or with other options: choose another folder, or remove it first."
+        )
+    return dataset
 
 
 def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
@@ -134,18 +149,18 @@ def _problems(failures: dict[Task, str], work: Work, out: Path) -> DataError:
     """One error for all unusable inputs. If there is more than one problem, all are in a file beside `out`."""
     tasks = sorted(failures, key=lambda task: task.number)
     every = {work.plan.inputs[t.number].name: json.loads(work.problems(t.number).read_bytes()) for t in tasks}
-    count = sum(map(len, every.values()))
+    count = len({problem for problems in every.values() for problem in problems})
     said = ""
     if count > 1:
         path = problems_file(out)
         write_whole(path, json.dumps(every, indent=1).encode())
         said = f"\nAll {count:,} problems are in {path}."
-    texts = [failures[task] for task in tasks]
-    if len(texts) == 1:
+    texts = list(dict.fromkeys(failures[task] for task in tasks))
+    if len(texts) == 1:  # of several inputs too, when a file that the options name is what is wrong
         return DataError(texts[0] + said)
     lines = [f"  {line}" for text in texts for line in text.splitlines()]
     more = [f"  and {len(lines) - _SHOWN_PROBLEMS:,} lines more"] if len(lines) > _SHOWN_PROBLEMS else []
-    what = f"{len(texts)} of {len(work.plan.inputs)} inputs are unusable:"
+    what = f"{len(tasks)} of {len(work.plan.inputs)} inputs are unusable:"
     return DataError("\n".join([what, *lines[:_SHOWN_PROBLEMS], *more, _LEAVE_OUT]) + said)
 
 
