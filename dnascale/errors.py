@@ -46,3 +46,8 @@ class PeerError(DnascaleError):
     """A process of the job is lost, late, or not part of the group it should be in."""
 
     exit_code = 7
+
+
+def printable(text: str) -> str:
+    """The same text, in which what moves a terminal's cursor, or is not UTF-8, is escaped."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

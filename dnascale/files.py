@@ -43,10 +43,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def check_new_folder(out: Path) -> None:
-    """Raises UsageError when `out` has no name, or is there and not empty."""
+    """Raises UsageError when `out` cannot be what another folder is renamed to in the end, or is there and not empty."""
     if not out.name or out.name == "..":
         raise UsageError(f"{out} has no name of its own: name a folder to make.")
+    if not str(out).isprintable():
+        raise UsageError(f"{str(out)!a} has signs in it that cannot be printed, or is not UTF-8: choose another name.")
     try:
+        if out.is_symlink():
+            raise UsageError(f"{out} is a link, which no folder can replace: name the folder that it leads to.")
+        if out.is_mount():
+            raise UsageError(f"{out} is a mounted disk, which no folder can replace: name a folder in it.")
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
         raise explained(error, out) from error

@@ -9,7 +9,7 @@ import typer
 
 from dnascale import __version__
 from dnascale.cli import checkpoints, data, prepare, tokenizer, train
-from dnascale.errors import DnascaleError, UsageError
+from dnascale.errors import DnascaleError, UsageError, printable
 
 app = typer.Typer(
     name="dnascale",
@@ -72,7 +72,10 @@ def _report(sentence: str, code: int, debug: bool, shared: bool = False) -> int:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not shared:
         where = f"rank {rank}: " if rank != "0" else ""
-        print(f"dnascale: error: {where}{sentence}", file=sys.stderr, flush=True)
+        # Names of files come from others: they must not steer the terminal.
+        print(
+            f"dnascale: error: {where}" + "\n".join(map(printable, sentence.split("\n"))), file=sys.stderr, flush=True
+        )
     return code
 
 

@@ -19,6 +19,7 @@ from formats import twobit_of
 from servers import Fault, Server, serving
 
 from dnascale.data import sources
+from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.prepare.plan import stamp
 from dnascale.data.shards import load_dataset
 from dnascale.data.sources import Input, ReadReport, Record, find, given
@@ -64,6 +65,16 @@ def test_of_a_folder_the_files_of_sequences_are_taken_in_order(tmp_path: Path) -
     assert [input.bytes for input in inputs] == [len(ONE)] * 5
     left = [".hidden.fa", "README.md", "b.fa.fai", "md5.txt", "noend", "report.jsonl", "samples.tsv", "x.gff3.gz"]
     assert left_out == [str(tmp_path / name) for name in left]
+
+
+def test_a_data_set_in_the_folder_of_its_inputs_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGT\n")
+    prepare([str(tmp_path)], tmp_path / "out", PrepareOptions(valid=0))
+    (tmp_path / "again.preparing" / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "again.preparing" / "shards" / "train" / "shard-000000.tar.records.parquet").touch()
+    left_out: list[str] = []
+    assert [input.name for input in find([str(tmp_path)], left_out)] == [str(tmp_path / "a.fa")]
+    assert len([name for name in left_out if name.endswith(".records.parquet")]) == 2
 
 
 def test_of_a_folder_of_tables_the_tables_are_taken(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.prepare.tasks import Progress, Stage
 from dnascale.data.verify import verify
 from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
+from dnascale.files import check_new_folder
 
 
 def refused(kind: type[DnascaleError], words: str, action: Callable[[], object], folder: Path) -> None:
@@ -91,6 +92,7 @@ def test_more_than_twenty_problems_of_a_file_are_all_in_the_list(tmp_path: Path)
         ({"valid": -0.1}, "--valid -0.1"),
         ({"valid": 0.5, "test": 0.5}, "--test 0.5"),
         ({"min_length": 0}, "--min-length 0"),
+        ({"seed": 1 << 200}, r"below 2\^64"),
         ({"group": "locus"}, "parentheses"),
         ({"group": "(gene"}, "is not a regular expression"),
     ],
@@ -223,3 +225,52 @@ def test_a_full_disk_gives_exit_code_5_and_one_sentence_and_the_rerun_goes_on(tm
     assert re.fullmatch(r"dnascale: error: no space left to write \S+: [\d,]+ bytes are free\. [^\n]+\n5\n", first)
     assert "(fingerprint" in second
     assert second.endswith("\nout\n")
+
+
+def test_a_link_is_no_place_to_write_nor_a_name_that_cannot_be_shown(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.fa", [("a", "ACGT")])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, words in [
+        ("link", "link is a link, which no folder can replace"),
+        ("dangling", "dangling is a link"),
+        ("bad\x1b[2J", "cannot be printed"),
+        (os.fsdecode(b"\xff"), "not UTF-8"),
+    ]:
+        refused(UsageError, words, functools.partial(prepare, [source], tmp_path / name, PrepareOptions()), tmp_path)
+
+
+def test_a_mounted_disk_is_no_place_to_write() -> None:
+    with pytest.raises(UsageError, match="/dev is a mounted disk, which no folder can replace"):
+        check_new_folder(Path("/dev"))
+
+
+def test_what_is_wrong_with_a_file_that_the_options_name_is_told_once_for_all_inputs(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{name}.fa", [(name, "ACGT")]) for name in "abc"]
+    (tmp_path / "x.bed").write_text("a\t3\t1\n")
+    with pytest.raises(DataError) as caught:
+        prepare(sources, tmp_path / "out", PrepareOptions(valid=0, regions=str(tmp_path / "x.bed")))
+    assert str(caught.value).endswith("x.bed:1: the start '3' is not before the end '1'; BED is 0-based half-open.")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_files_in_no_encoding_can_be_groups_and_steer_no_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / os.fsdecode(b"\xff.fa"), [("a", "ACGT")])
+    write(folder / "\x1b[2J\n.fa", [("b", "ACGT")])
+    made = prepare([str(folder)], tmp_path / "out", PrepareOptions(valid=0, group="file"))
+    assert [source["name"] for source in made.sources] == [r"\x1b[2J\n.fa", r"\udcff.fa"]
+    command = [sys.executable, "-m", "dnascale", "prepare", "\x1b[2J.fa", "--out", "x"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert said.stderr.startswith(r"dnascale: error: no file matches \x1b[2J.fa;")
+
+
+def test_an_unset_variable_of_the_shell_is_not_the_folder_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.fa", [("a", "ACGT")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="an empty name"):
+        prepare([""], tmp_path / "out", PrepareOptions(valid=0))

@@ -69,8 +69,8 @@ class PrepareOptions:
             holdout = getattr(holdouts, name)
             if not holdout.names:
                 object.__setattr__(self, name, holdout.share)
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} must be at least 0.")
+        if not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"--seed {self.seed} must be at least 0 and below 2^64.")
 
     @cached_property
     def taking(self) -> TakeOptions:

@@ -28,6 +28,8 @@ def chosen(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _kind(name: str) -> str:
     file = name.replace("\\", "/").rpartition("/")[2].lower()
+    if file.endswith(".records.parquet"):  # beside the shards of a data set, which may lie in the folder of its inputs
+        return "others"
     for end in _PACKED:
         file = file.removesuffix(end)
     end = file.rpartition(".")[2]

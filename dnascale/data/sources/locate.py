@@ -18,7 +18,7 @@ from dnascale.data.remote import is_remote
 from dnascale.data.sources.folders import chosen
 from dnascale.data.sources.given import STDIN, keep_descriptor, keep_stdin
 from dnascale.data.transport import without_secrets
-from dnascale.errors import DataError
+from dnascale.errors import DataError, printable
 
 HUB = "hf"  # the format of data sets of the Hugging Face Hub
 _HUB_FILES = ("hf://datasets/", "hf://buckets/", "hf://spaces/", "hf://models/")
@@ -72,6 +72,8 @@ def _once(inputs: Iterable[Input]) -> list[Input]:
 
 
 def _inputs_of(source: str, left_out: list[str]) -> list[Input]:
+    if not source:
+        raise DataError("an empty name was given as an input; is a variable of the shell not set?")
     if source in (STDIN, "/dev/stdin", "/dev/fd/0"):
         keep_stdin()
         return [Input(STDIN, "standard input", version=secrets.token_hex(8))]
@@ -101,8 +103,8 @@ def _of_file(path: Path) -> Input:
         raise DataError(f"{path} may not be read by this user; change its permissions.")
     if not stat.S_ISREG(status.st_mode):  # a pipe: what comes out of it another time is something else
         keep_descriptor(str(path))
-        return Input(str(path), str(path), version=secrets.token_hex(8))
-    return Input(str(path), str(path), status.st_size)
+        return Input(str(path), printable(str(path)), version=secrets.token_hex(8))
+    return Input(str(path), printable(str(path)), status.st_size)
 
 
 def _files_of(source: str, left_out: list[str]) -> list[Path]:
