@@ -15,22 +15,26 @@ app = typer.Typer(help="Look into data sets and check them.", no_args_is_help=Tr
 
 @app.command("inspect")
 def inspect(data: DataFolder, as_json: Json = False) -> None:
-    """What is in a data set: records, their lengths, bases, lower case, what the splits share."""
+    """What is in a data set, or in each of a mixture: records, lengths, bases, lower case, what the splits share."""
     from dnascale.data.inspect import content_of
     from dnascale.data.shards import load_dataset
 
-    dataset = load_dataset(data)
-    content = content_of(dataset)
+    mixture = _mixture(data)
+    as_dicts = {}
+    for source, location in (mixture or {"": data}).items():
+        dataset = load_dataset(location)
+        content = content_of(dataset)
+        if as_json:
+            shown = {split: asdict(of_split) for split, of_split in content.items()}
+            as_dicts[source] = json.loads(dataset.to_json()) | {"content": shown}
+            continue
+        if mixture:
+            print(f"{source}:")
+        show_dataset(dataset, as_json)
+        for name, split in content.items():
+            show_content(name, split)
     if as_json:
-        print(
-            json.dumps(
-                json.loads(dataset.to_json()) | {"content": {k: asdict(v) for k, v in content.items()}}, indent=1
-            )
-        )
-        return
-    show_dataset(dataset, as_json)
-    for name, split in content.items():
-        show_content(name, split)
+        print(json.dumps({"sources": as_dicts} if mixture else as_dicts[""], indent=1))
 
 
 @app.command("index")
@@ -91,9 +95,26 @@ def merge(
 @app.command("verify")
 def verify(data: DataFolder) -> None:
     """Compare every file with its digest, and every count; names file, block and byte of each fault."""
+    from dnascale.errors import DataError
+
+    damaged = [sentence for location in (_mixture(data) or {"": data}).values() if (sentence := _faults(location))]
+    if damaged:
+        raise DataError(" ".join(damaged))
+
+
+def _mixture(data: str) -> dict[str, str] | None:
+    """Where the data sets of a mixture are, by name; None when `data` is no mixture."""
+    from dnascale.data.mixture import load_mixture
+    from dnascale.data.remote import is_remote
+
+    mixture = None if is_remote(data) else load_mixture(Path(data))
+    return mixture and {name: source["path"] for name, source in mixture["sources"].items()}
+
+
+def _faults(data: str) -> str:
+    """Verifies one data set, prints what was found, and gives a sentence when it is damaged, else nothing."""
     from dnascale.data.shards import load_dataset
     from dnascale.data.verify import verify
-    from dnascale.errors import DataError
 
     dataset = load_dataset(data)
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
@@ -103,9 +124,11 @@ def verify(data: DataFolder) -> None:
     for fault in faults:
         print(fault)
     if faults:
-        raise DataError(
-            f"{dataset.location} is damaged: {len(faults)} fault{'s' * (len(faults) != 1)}. Copy these files again, or prepare the data again."
+        return (
+            f"{dataset.location} is damaged: {len(faults)} fault{'s' * (len(faults) != 1)}. "
+            "Copy these files again, or prepare the data again."
         )
     print(
         f"{dataset.location}: {len(shards)} shards, {size:,} bytes, all digests, and numbers of tokens and records, right"
     )
+    return ""

@@ -91,6 +91,6 @@ def _show_splitting(splitting: dict[str, Any], console: "Console") -> None:
             worst = ", ".join(group["name"] for group in audit["worst"][:3] if group["split"] == row["split"])
             console.print(
                 f"warning  {share:.1%} of {row['split']} is in records that stand in train too (worst: {worst}), which makes a "
-                "loss on it look better than it is. --cluster 0.2 puts near-duplicates into one split.",
+                "loss on it look better than it is. Among groups as small as genes, --cluster 0.2 puts near-duplicates into one split.",
                 style="yellow",
             )

@@ -32,14 +32,26 @@ def prepare(
         ),
     ] = "character",
     soft_mask: Annotated[
-        bool, typer.Option("--soft-mask", help="Keep lower case in the shards, for loss weights of repeats.")
+        bool,
+        typer.Option(
+            "--soft-mask",
+            help="Keep lower case in the shards, so that training can give repeats less weight (masking.repeat_weight).",
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order of records in the shards.")] = 0,
     format: Annotated[
-        str | None, typer.Option(help="Format of the inputs. Default: told by their content.", rich_help_panel=_READING)
+        str | None,
+        typer.Option(
+            help="fasta, fastq, 2bit, genbank, embl, parquet, arrow, csv, jsonl. Default: told by content.",
+            rich_help_panel=_READING,
+        ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(help="Column of a table that holds the sequences.", rich_help_panel=_READING)
+        str | None,
+        typer.Option(
+            help="Column of a table that holds the sequences. Default: found by name and content.",
+            rich_help_panel=_READING,
+        ),
     ] = None,
     name_column: Annotated[
         str | None, typer.Option(help="Column of a table that holds the names.", rich_help_panel=_READING)
@@ -53,7 +65,9 @@ def prepare(
     skip_bad_files: Annotated[
         bool,
         typer.Option(
-            "--skip-bad-files", help="Leave out inputs that are unusable, and list them.", rich_help_panel=_READING
+            "--skip-bad-files",
+            help="Leave out whole inputs that are unusable, and list them.",
+            rich_help_panel=_READING,
         ),
     ] = False,
     expect: Annotated[
@@ -83,13 +97,18 @@ def prepare(
     ] = False,
     annotation: Annotated[
         str | None,
-        typer.Option(metavar="GTF|GFF3", help="Take features of this annotation, spliced.", rich_help_panel=_TAKING),
+        typer.Option(
+            metavar="GTF|GFF3", help="Take features of this annotation, spliced by transcript.", rich_help_panel=_TAKING
+        ),
     ] = None,
     feature: Annotated[
         str, typer.Option(help="Which features: CDS, exon, gene, or what else it has.", rich_help_panel=_TAKING)
     ] = "CDS",
     ignore_chr: Annotated[
-        bool, typer.Option("--ignore-chr", help="chr1 and 1 are one sequence.", rich_help_panel=_TAKING)
+        bool,
+        typer.Option(
+            "--ignore-chr", help="Regions, annotation: take chr1 and 1 for one sequence.", rich_help_panel=_TAKING
+        ),
     ] = False,
     allow_absent: Annotated[
         bool,
@@ -112,7 +131,12 @@ def prepare(
         ),
     ] = "iupac",
     valid_cds: Annotated[
-        bool, typer.Option("--valid-cds", help="Keep whole coding sequences alone.", rich_help_panel=_CLEANING)
+        bool,
+        typer.Option(
+            "--valid-cds",
+            help="Keep only whole coding sequences: ATG first, a stop codon last, none inside, length divisible by 3.",
+            rich_help_panel=_CLEANING,
+        ),
     ] = False,
     genetic_code: Annotated[
         int, typer.Option(help="NCBI's number of the code for --valid-cds.", rich_help_panel=_CLEANING)
@@ -135,27 +159,34 @@ def prepare(
     group_otherwise: Annotated[
         str | None,
         typer.Option(
-            metavar="RULE", help="The same for records where --group finds nothing.", rich_help_panel=_SPLITTING
+            metavar="RULE",
+            help="gene, chromosome, species, file or record: for records in which --group (a column, table or expression) finds nothing.",
+            rich_help_panel=_SPLITTING,
         ),
     ] = None,
     valid: Annotated[
-        str, typer.Option(help="Held out for validation: a share of the groups, or names.", rich_help_panel=_SPLITTING)
+        str,
+        typer.Option(
+            help="Held out for validation: a share of the groups (0.1), or their names (chr20,chr21).",
+            rich_help_panel=_SPLITTING,
+        ),
     ] = "0.1",
     test: Annotated[
-        str, typer.Option(help="Held out for testing: a share of the groups, or names.", rich_help_panel=_SPLITTING)
+        str,
+        typer.Option(help="Held out for testing: a share of the groups, or their names.", rich_help_panel=_SPLITTING),
     ] = "0",
     cluster: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Keep groups in one split that share this share of their 31-mers.",
+            help="Put groups that share at least this part of their 31-mers into one split; 0.2 is a good start.",
             rich_help_panel=_SPLITTING,
         ),
     ] = None,
     max_leakage: Annotated[
         float,
         typer.Option(
-            help="How much of a held-out split may stand in train too, before it is refused; 1 allows all.",
+            help="Refuse a held-out split of which more than this part stands in train too; 1 allows all.",
             rich_help_panel=_SPLITTING,
         ),
     ] = 0.1,
@@ -166,15 +197,23 @@ def prepare(
     rank: Annotated[
         int | None,
         typer.Option(
-            help="Which part of the work this call does, from 0. Default: a Slurm array's.", rich_help_panel=_RUNNING
+            help="Which part of the work this call does, from 0. In a Slurm array: its task.", rich_help_panel=_RUNNING
         ),
     ] = None,
     world: Annotated[
-        int | None, typer.Option(help="How many parts there are, on whatever machines.", rich_help_panel=_RUNNING)
+        int | None,
+        typer.Option(
+            help="How many parts there are, on any machines that see one --out. In a Slurm array: its size.",
+            rich_help_panel=_RUNNING,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Sequences to training shards, split by gene, with a cleaning report.
+
+    e.g. dnascale prepare genes.fa.gz --out data
+
+    e.g. dnascale prepare genome.fa.gz --annotation genes.gtf.gz --valid-cds --group chromosome --valid chr20 --out data
 
     What is done is kept in OUT.preparing: stopped or killed, the same command goes on from there.
     """
@@ -225,7 +264,8 @@ def _prepare_recipe(recipe: str, out: Path, workers: int | None, part: tuple[int
             show_dataset(one, as_json=False)
         else:
             print(f"rank {crew.rank} of {crew.world}: {one}")
-    print(progress.summary)
+    if progress.summary:
+        print(progress.summary)
 
 
 #: Parameters of the command that are no PrepareOptions.

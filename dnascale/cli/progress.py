@@ -22,7 +22,7 @@ class ShownProgress(Progress):
         self._size = self._size_done = 0
         self._began, self._bases = time.monotonic(), 0
         self._peak, self._said = 0, ""
-        self._parts: list[str] = []
+        self._done: dict[Stage, tuple[int, float]] = {}  # bases and seconds, over the sources of a recipe
 
     def begin(self, stage: Stage, tasks: int, size: int) -> None:
         self._close_stage()
@@ -47,9 +47,13 @@ class ShownProgress(Progress):
 
     @property
     def summary(self) -> str:
-        """What was done here, at which speed and in how much memory; empty when there was nothing to do."""
+        """What was done here, how long it took and in how much memory; empty when there was nothing to do."""
         self._close_stage()
-        return f"speed    {', '.join(self._parts)}; at most {self._peak / 1e6:,.0f} MB a process" if self._parts else ""
+        parts = [
+            f"{stage} {seconds:,.1f} s ({bases / seconds / 1e6:,.1f} million bases/s kept)"
+            for stage, (bases, seconds) in self._done.items()
+        ]
+        return f"speed    {', '.join(parts)}; at most {self._peak / 1e6:,.0f} MB a process" if parts else ""
 
     def _show(self) -> None:
         if self._stage == "writing":
@@ -71,7 +75,8 @@ class ShownProgress(Progress):
     def _close_stage(self) -> None:
         if self._row is not None and self._bases:
             seconds = max(time.monotonic() - self._began, 1e-3)
-            self._parts.append(f"{self._stage} {self._bases / seconds / 1e6:,.0f} million bases/s ({seconds:,.1f} s)")
+            bases, before = self._done.get(self._stage, (0, 0.0))
+            self._done[self._stage] = (bases + self._bases, before + seconds)
         if self._row is not None:
             self._bar.update(self._row, visible=False)
         self._row = None

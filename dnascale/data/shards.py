@@ -21,6 +21,7 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 
 from dnascale.data.cache import Lease
+from dnascale.data.mixture import load_mixture
 from dnascale.data.remote import RemoteFile, RemoteFolder, default_cache, is_remote
 from dnascale.errors import DataError
 from dnascale.files import json_digest, write_whole
@@ -247,6 +248,9 @@ def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: i
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data set folder. {make}")
     if not path.is_file():
+        if mixture := load_mixture(folder):
+            first = next(iter(mixture["sources"].values()))["path"]
+            raise DataError(f"{folder} is a mixture of several data sets: name one of them, e.g. {first}.")
         raise DataError(f"{path} is missing: {folder} is not a finished data set. {make}")
     return _parse(path, None)
 

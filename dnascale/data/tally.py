@@ -158,10 +158,11 @@ def sentences(cleaning: Mapping[str, Any]) -> list[str]:
     lines = [f"read     {cleaning['records_in']:,} records, {cleaning['bases_in']:,} bases"]
     if cleaning.get("cut") or cleaning.get("repeated"):
         lines.append(
-            f"taken    {cleaning['cut']:,} records more by cutting, {cleaning['repeated']:,} bases more than once"
+            f"cut      into {cleaning['cut']:,} more records, {cleaning['repeated']:,} bases of them taken more than once"
         )
     for reason, lost in of("dropped").items():
-        lines.append(f"dropped  {lost['records']:,} records, {lost['bases']:,} bases: {reason}")
+        records = f"{lost['records']:,} records, " if lost["records"] else ""  # none: parts of records that stay
+        lines.append(f"dropped  {records}{lost['bases']:,} bases: {reason}")
     lines += [f"skipped  {count:,} regions: {reason}" for reason, count in of("skipped").items()]
     lines += [f"noted    {count:,} {what}" for what, count in of("noted").items()]
     if letters := of("letters"):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from fasta import random_fasta, tree, write
 
+from dnascale.cli.data import inspect, verify
 from dnascale.config import load_config
 from dnascale.data.corpus import open_corpus
 from dnascale.data.prepare import Crew, PrepareOptions, Unfinished, prepare
 from dnascale.data.prepare.recipe import carry_out_recipe, load_recipe
 from dnascale.data.prepare.tasks import Progress
-from dnascale.data.shards import Dataset
+from dnascale.data.shards import Dataset, load_dataset
 from dnascale.errors import DataError, UsageError
 
 RECIPE = """
@@ -48,6 +50,26 @@ def test_each_source_is_what_it_is_prepared_alone_and_the_folder_stands_for_the_
     assert config.data.weights() == {"human": 3.0, "yeast": 1.0}
     corpus = open_corpus(config.data.locations(), config.data.weights())
     assert corpus.sources["human"].fingerprint == alone.fingerprint
+
+
+def test_a_mixture_is_inspected_and_verified_source_by_source(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    done = carry_out_recipe(load_recipe(recipe), out, Crew(), Progress())
+    inspect(str(out), as_json=True)
+    shown = json.loads(capsys.readouterr().out)["sources"]
+    assert {name: one["fingerprint"] for name, one in shown.items()} == {
+        name: one.fingerprint for name, one in done.items() if isinstance(one, Dataset)
+    }
+    verify(str(out))
+    with (out / "yeast" / "train" / "shard-000000.tar").open("r+b") as tar:
+        tar.seek(512)
+        tar.write(b"\x7f")
+    with pytest.raises(DataError, match="yeast is damaged"):
+        verify(str(out))
+    with pytest.raises(DataError, match="is a mixture of several data sets: name one of them"):
+        load_dataset(out)
 
 
 def test_ranks_prepare_a_recipe_together_and_a_rerun_uses_what_is_whole(recipe: Path, tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def test_the_lines_for_people_say_everything():
     lines = sentences(tally.to_dict())
     assert lines[:6] == [
         "read     1 records, 63,025,520 bases",
-        "taken    612 records more by cutting, 3,000 bases more than once",
-        "dropped  0 records, 62,000,000 bases: outside the regions",
+        "cut      into 612 more records, 3,000 bases of them taken more than once",
+        "dropped  62,000,000 bases: outside the regions",
         "skipped  1 regions: no strand",
         "noted    4,000 bases U read as T",
         "letters  2 R, 4,000 U were read beside A, C, G, T and N",

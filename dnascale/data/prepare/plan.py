@@ -87,7 +87,9 @@ class Plan:
         names = [name.rstrip("/").rpartition("/")[2] for name in self.left_out]
         shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
         return (
-            f"{len(names):,} files of the folders are left out, by their names no sequences: {shown}" if names else ""
+            f"left out of the folders, because their names are not those of sequences: {shown} ({len(names):,} in all)"
+            if names
+            else ""
         )
 
     @property
