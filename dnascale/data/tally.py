@@ -56,9 +56,9 @@ class Tally:
         self.records_in += 1
         self.bases_in += bases
 
-    def keep(self, bases: int) -> None:
-        """A record of this many bases goes out."""
-        self.records_out += 1
+    def keep(self, bases: int, records: int = 1) -> None:
+        """Records of this many bases together go out."""
+        self.records_out += records
         self.bases_out += bases
 
     def drop(self, reason: str, bases: int, records: int = 1) -> None:

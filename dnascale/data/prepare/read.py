@@ -5,13 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dnascale.data.prepare.plan import Plan, Work, stamp
-from dnascale.data.prepare.runs import RunWriter
+from dnascale.data.prepare.runs import ROW, RunWriter
 from dnascale.data.sources import Input, ReadReport, Record, read
 from dnascale.data.split import Sketcher, content_digest, group_key
 from dnascale.data.take import Taker, clean, offset_of
@@ -24,6 +25,8 @@ Advance = Callable[[int], None]
 
 #: Records of more bases are read and written in pieces of so many.
 LONG_BASES = 1 << 20
+#: Shorter ones wait until so many bytes are in use, of which each takes some beside its bases.
+_HELD_BYTES, _RECORD_BYTES = 1 << 20, 512
 
 
 def read_input(work: Work, number: int, advance: Advance) -> None:
@@ -70,39 +73,73 @@ class _Reader:
         self.rules: Counter[str] = Counter()
         self.base_a_token = self.vocabulary.one_base_a_token
         self.taker = Taker(self.options.taking)
-        separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
-        self.runs = RunWriter(folder, separator)
+        self.separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
+        self.runs = RunWriter(folder, self.separator)
+        self.waiting: list[Record] = []  # to be written together
+        self.held = 0  # bytes, at most, that they keep in use
         self.sketcher = Sketcher(plan.sampled) if plan.sampled else None
         self.digests = bytearray()
         self.key_of = partial(hashlib.blake2b, digest_size=8, key=b"dnascale-order %d" % self.options.seed)
 
     def take(self, record: Record) -> None:
         """A record of the input: none, one or many to keep."""
-        self.tally.read(len(record.bases))
+        bases = len(record.bases)
+        self.tally.read(bases)
         for taken in self.taker.take(record, self.tally):
             for kept in clean(taken, self.options.cleaning, self.tally):
                 self.keep(kept)
+        self.wait(bases)
 
     def keep(self, record: Record) -> None:
         bases = len(record.bases)
-        self.tally.keep(bases)
-        group, rule = self.options.grouping.of(record, self.input.name)
-        self.rules[rule] += 1
-        name, start = record.name.encode(), offset_of(record)
-        key = int.from_bytes(self.key_of(b"%d %b" % (start, name)).digest(), "little")
-        if self.options.drop_duplicates:
-            self.digests += content_digest(record.codes, bases)
-        what = (key, group_key(group), name, group.encode(), start, bases)
         if bases > LONG_BASES:
-            self.runs.add_long(
-                *what, pieces=self.vocabulary.encode_pieces(self.pieces(record)), edges=self.edges(record)
-            )
+            self.write_waiting()
+            rows, texts = self.described([record])
+            self.runs.add_long(rows, texts, self.vocabulary.encode_pieces(self.pieces(record)))
+        else:
+            self.waiting.append(record)
+            self.wait(bases)
+
+    def wait(self, bases: int) -> None:
+        """Notes that so many bases were read, or wait to be written: the memory that waiting records keep in use."""
+        self.held += bases + _RECORD_BYTES
+        if self.held >= _HELD_BYTES:
+            self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Writes the records that wait, all at once: what has to be done for each of them is little."""
+        records, self.waiting, self.held = self.waiting, [], 0
+        if not records:
             return
-        codes = record.codes()
+        rows, texts = self.described(records)
+        codes = [record.codes() for record in records]
         if self.sketcher:
-            self.sketcher.add(codes)
-        self.runs.add(*what, tokens=self.vocabulary.encode_codes(codes).data, edges=self.edges(record))
-        self.advance(bases)
+            for one in codes:
+                self.sketcher.add(one)
+        tokens = [self.vocabulary.encode_codes(one).data for one in codes]
+        rows["tokens"] = [len(one) + 1 for one in tokens]
+        self.runs.add(rows, texts, self.separator.join([*tokens, b""]))
+        self.advance(int(rows["bases"].sum()))
+
+    def described(self, records: list[Record]) -> tuple[np.ndarray, bytes]:
+        """Rows of records, without tokens and places, and their texts."""
+        rows = np.zeros(len(records), dtype=ROW)
+        lengths = [len(record.bases) for record in records]
+        self.tally.keep(sum(lengths), len(records))
+        found = [self.options.grouping.of(record, self.input.name) for record in records]
+        self.rules.update([rule for _, rule in found])
+        names, labels = [record.name.encode() for record in records], [group.encode() for group, _ in found]
+        starts, edges = [offset_of(record) for record in records], [self.edges(record) for record in records]
+        keys = [self.key_of(b"%d %b" % place).digest() for place in zip(starts, names, strict=True)]
+        rows["key"] = np.frombuffer(b"".join(keys), dtype="<u8")
+        rows["group"] = [group_key(group) for group, _ in found]
+        rows["bases"], rows["start"] = lengths, starts
+        for column, texts in (("name", names), ("label", labels), ("edges", edges)):
+            rows[column] = list(map(len, texts))
+        if self.options.drop_duplicates:
+            for record in records:
+                self.digests += content_digest(record.codes, len(record.bases))
+        return rows, b"".join(chain.from_iterable(zip(names, labels, edges, strict=True)))
 
     def pieces(self, record: Record) -> Iterator[np.ndarray]:
         """The codes of a long record."""
@@ -129,6 +166,7 @@ class _Reader:
 
     def finish(self) -> dict[str, Any]:
         """Writes what was noted beside the runs, and gives the marker: the input as dataset.json describes it, and sums."""
+        self.write_waiting()
         self.runs.finish()
         if self.options.drop_duplicates:
             (self.folder / "digests.bin").write_bytes(self.digests)

@@ -6,7 +6,6 @@ the input to `keys.bin` the hashes of their groups. Since the key is
 the place in the shuffled order, what a shard needs of a run lies in one piece. Long records go to `tokens.bin` at once.
 """
 
-from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,10 @@ ROW = np.dtype(
         ("edges", "<u8"),  # length of the edges in bytes
     ]
 )
-_FIELDS = 10  # of 8 bytes
-
 RUN_ROWS = 1 << 18
 RUN_BYTES = 1 << 25
-_LONG = 1 << 63  # marks, in a row that is not yet sorted, a record that is in tokens.bin already
+_LONG = np.uint64(1 << 63)  # marks, in a row that is not yet sorted, a record that is in tokens.bin already
+_ROWS_AT_ONCE = 512  # whose tokens are put together to be written
 
 
 class RunWriter:
@@ -41,14 +39,16 @@ class RunWriter:
 
     def __init__(self, folder: Path, separator: bytes, run_rows: int = RUN_ROWS, run_bytes: int = RUN_BYTES) -> None:
         self._separator, self._width = separator, len(separator)  # one token, and its bytes
-        self._run_rows, self._run_bytes = run_rows, run_bytes
+        self._run_rows = run_rows
         self._tokens_file = (folder / "tokens.bin").open("wb", buffering=0)
         self._texts_file = (folder / "texts.bin").open("wb", buffering=0)
         self._rows_file = (folder / "rows.bin").open("wb", buffering=0)
         self._keys_file = (folder / "keys.bin").open("wb", buffering=0)
-        self._rows = array("Q")
-        self._tokens, self._texts = bytearray(), bytearray()
+        self._rows: list[np.ndarray] = []
+        self._tokens, self._used = np.empty(run_bytes, dtype=np.uint8), 0  # used again and again: new memory is slow
+        self._texts = bytearray()
         self._tokens_written = self._texts_written = 0  # in bytes
+        self._pending = 0
         self.runs: list[int] = []  # records of each
         self.records = 0
 
@@ -59,98 +59,76 @@ class RunWriter:
         for file in (self._tokens_file, self._texts_file, self._rows_file, self._keys_file):
             file.close()
 
-    def add(
-        self, key: int, group: int, name: bytes, label: bytes, start: int, bases: int, tokens: memoryview, edges: bytes
-    ) -> None:
-        """A record whose tokens are at hand."""
-        count = tokens.nbytes // self._width
-        self._row(key, group, name, label, start, bases, edges, len(self._tokens) // self._width, count)
-        self._tokens += tokens
-        self._tokens += self._separator
-        if len(self._tokens) >= self._run_bytes or len(self._rows) >= self._run_rows * _FIELDS:
+    def add(self, rows: np.ndarray, texts: bytes, tokens: bytes) -> None:
+        """Records: rows (ROW [n]) but for their places, and in one row each their texts and their tokens with separators."""
+        end = self._used + len(tokens)
+        if end > len(self._tokens):
             self.flush()
+            end = len(tokens)
+            if end > len(self._tokens):
+                self._tokens = np.empty(end, dtype=np.uint8)
+        counts = rows["tokens"]
+        rows["token"] = self._used // self._width + np.cumsum(counts) - counts
+        self._tokens.data[self._used : end] = tokens
+        self._used = end
+        self._add(rows, texts)
 
-    def add_long(
-        self,
-        key: int,
-        group: int,
-        name: bytes,
-        label: bytes,
-        start: int,
-        bases: int,
-        pieces: Iterable[Any],
-        edges: bytes,
-    ) -> None:
-        """A record whose tokens come in pieces (buffers), which are written as they come."""
+    def add_long(self, row: np.ndarray, texts: bytes, pieces: Iterable[Any]) -> None:
+        """One record (ROW [1]) whose tokens come in pieces (buffers), which are written as they come."""
         at = self._tokens_written
         for piece in pieces:
             self._tokens_written += put(self._tokens_file, piece)
-        count = (self._tokens_written - at) // self._width
         self._tokens_written += put(self._tokens_file, self._separator)
-        self._row(key, group, name, label, start, bases, edges, _LONG | at // self._width, count)
-        if len(self._rows) >= self._run_rows * _FIELDS:
+        row["tokens"] = (self._tokens_written - at) // self._width
+        row["token"] = _LONG | np.uint64(at // self._width)
+        self._add(row, texts)
+
+    def _add(self, rows: np.ndarray, texts: bytes) -> None:
+        rows["ordinal"] = np.arange(self.records, self.records + len(rows))
+        lengths = text_lengths(rows)
+        rows["text"] = len(self._texts) + np.cumsum(lengths) - lengths
+        self._texts += texts
+        self._rows.append(rows)
+        self.records += len(rows)
+        self._pending += len(rows)
+        if self._pending >= self._run_rows:
             self.flush()
 
     def flush(self) -> None:
         """Sorts what is at hand by key, and writes it as a run."""
-        rows = np.frombuffer(self._rows, dtype="<u8").view(ROW)
-        if not len(rows):
+        if not self._rows:
             return
+        rows = np.concatenate(self._rows)
         put(self._keys_file, np.ascontiguousarray(rows["group"]))
         rows = rows[np.argsort(rows["key"], kind="stable")]
         width, counts = self._width, rows["tokens"].astype(np.int64)
-        short = (rows["token"] & np.uint64(_LONG)) == 0
-        tokens = gather(self._tokens, rows["token"][short].astype(np.int64) * width, counts[short] * width)
+        short = rows["token"] < _LONG
+        starts, lengths = rows["token"][short].astype(np.int64) * width, counts[short] * width
         begins = self._tokens_written // width + np.cumsum(counts * short) - counts
-        rows["token"] = np.where(short, begins.astype(np.uint64), rows["token"] & np.uint64(_LONG - 1))
+        rows["token"] = np.where(short, begins.astype(np.uint64), rows["token"] & ~_LONG)
+        for at in range(0, len(starts), _ROWS_AT_ONCE):
+            some = slice(at, at + _ROWS_AT_ONCE)
+            self._tokens_written += put(self._tokens_file, gather(self._tokens.data, starts[some], lengths[some]))
         lengths = text_lengths(rows)
         texts = gather(self._texts, rows["text"].astype(np.int64), lengths)
         rows["text"] = self._texts_written + np.cumsum(lengths) - lengths
-        self._tokens_written += put(self._tokens_file, tokens)
         self._texts_written += put(self._texts_file, texts)
         put(self._rows_file, rows)
         self.runs.append(len(rows))
-        self._rows, self._tokens, self._texts = array("Q"), bytearray(), bytearray()
+        self._rows, self._pending, self._used, self._texts = [], 0, 0, bytearray()
 
     def finish(self) -> None:
         """Writes what is left."""
         self.flush()
 
-    def _row(
-        self,
-        key: int,
-        group: int,
-        name: bytes,
-        label: bytes,
-        start: int,
-        bases: int,
-        edges: bytes,
-        token: int,
-        count: int,
-    ) -> None:
-        lengths = len(name) | len(label) << 32
-        self._rows.extend(
-            (key, group, self.records, token, count + 1, bases, start, len(self._texts), lengths, len(edges))
-        )
-        self._texts += name
-        self._texts += label
-        self._texts += edges
-        self.records += 1
 
-
-def gather(data: bytes | bytearray | memoryview, starts: np.ndarray, lengths: np.ndarray) -> bytearray:
+def gather(data: bytes | bytearray | memoryview, starts: np.ndarray, lengths: np.ndarray) -> bytes:
     """The stretches of `data` (starts and lengths int64 [n], in bytes), one after the other."""
-    if len(starts) == 0 or bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):
-        begin = int(starts[0]) if len(starts) else 0
-        return bytearray(memoryview(data)[begin : begin + int(lengths.sum())])
-    ends = np.cumsum(lengths)
-    out = bytearray(int(ends[-1]))
-    source, target = memoryview(data), memoryview(out)
-    for begin, end, at, length in zip(
-        (ends - lengths).tolist(), ends.tolist(), starts.tolist(), lengths.tolist(), strict=True
-    ):
-        target[begin:end] = source[at : at + length]
-    return out
+    view = memoryview(data)
+    ends = starts + lengths
+    if len(starts) and bool((starts[1:] == ends[:-1]).all()):
+        return bytes(view[int(starts[0]) : int(ends[-1])])
+    return b"".join([view[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
 
 
 class Runs:
@@ -204,7 +182,7 @@ def _read_texts(folder: Path, rows: np.ndarray) -> bytes:
         return file.read(end - begin)
 
 
-def texts_of(rows: np.ndarray, texts: bytes | bytearray) -> bytearray:
+def texts_of(rows: np.ndarray, texts: bytes | bytearray) -> bytes:
     """The texts of rows (with offsets into `texts`), one after the other."""
     return gather(texts, rows["text"].astype(np.int64), text_lengths(rows))
 

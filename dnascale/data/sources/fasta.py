@@ -24,6 +24,7 @@ from dnascale.data.sources.problems import Problems
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import Problem, ReadOptions, ReadReport
 from dnascale.errors import DataError
+from dnascale.vocab import PREDICTED_BASES, SOFT_MASK_BIT
 
 _MAX_HEADER_BYTES = 64 << 10
 _SHORT_BYTES = 4096  # records of this size on average are read many at once
@@ -134,19 +135,9 @@ class _Parser:
         lines = list(accumulate(sizes, initial=self.line))
         self.line = lines.pop()
         self.problems.new_names((name for name, _ in headers), lines)
-        return self.given_out(headers, letters, lines, np.frombuffer(codes, dtype=np.uint8))
-
-    def given_out(
-        self, headers: list[tuple[str, str]], letters: list[bytes], lines: list[int], codes: np.ndarray
-    ) -> Iterator[Record]:
-        """The records that these are, counted one by one."""
-        report, start = self.report, 0
-        for (name, description), bases, line in zip(headers, letters, lines, strict=True):
-            end = start + len(bases)
-            report.records += 1
-            report.bases += len(bases)
-            yield Record.coded(name, description, bases, line, codes[start:end], {})
-            start = end
+        self.report.records += len(letters)
+        self.report.bases += len(codes)
+        return _coded(headers, letters, lines, np.frombuffer(codes, dtype=np.uint8))
 
     def take(self, chunk: Chunk, start: int, end: int) -> None:
         """Check some sequence, which may begin and end anywhere in a line, and keep it."""
@@ -244,6 +235,17 @@ class _Parser:
 _MISSING_BREAK = "'>' inside a sequence line; is the line break before it missing (truncated or joined files)?"
 
 
+def _coded(
+    headers: list[tuple[str, str]], letters: list[bytes], lines: list[int], codes: np.ndarray
+) -> Iterator[Record]:
+    """The records that these are; `codes` (uint8 [n]) are those of all their letters."""
+    plain, start = bool((codes & np.uint8(SOFT_MASK_BIT - 1)).max() < PREDICTED_BASES), 0
+    for (name, description), bases, line in zip(headers, letters, lines, strict=True):
+        end = start + len(bases)
+        yield Record.coded(name, description, bases, line, codes[start:end], {}, plain)
+        start = end
+
+
 def _without_regular_ends(piece: bytes, at_line_start: bool) -> bytearray | None:
     """The letters of a piece whose lines have one width, but for what is left of the first and the last.
 
@@ -274,5 +276,7 @@ def split_header(header: bytes) -> tuple[str, str]:
         text = header.decode()
     except UnicodeDecodeError:
         text = header.decode("latin-1")
-    name = text.partition(" ")[0].partition("\t")[0]
-    return name, text[len(name) :].strip(" \t")
+    name, _, description = text.partition(" ")
+    if "\t" in name:
+        name, _, description = text.partition("\t")
+    return name, description.strip(" \t")

@@ -40,6 +40,7 @@ class Record:
     `bases` are the letters as in the input: case kept, no line ends. Up to 1 MiB they are bytes; longer ones
     may be anything that has a length and gives bytes for a slice, so take them in parts.
     `line` is the line, or row, where the record begins, from 1. `fields` are its other columns or qualifiers.
+    `plain`: there is nothing but A, C, G and T in either case; False where the reader has not looked.
     """
 
     name: str
@@ -47,14 +48,16 @@ class Record:
     bases: Bases
     line: int
     fields: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = field(default=False, compare=False)
     _codes: np.ndarray | None = field(init=False, default=None, repr=False, compare=False)
 
     @classmethod
     def coded(
-        cls, name: str, description: str, bases: Bases, line: int, codes: np.ndarray, fields: Mapping[str, str]
-    ) -> Record:
+        cls, name: str, description: str, bases: Bases, line: int, codes: np.ndarray, fields: Mapping[str, str],
+        plain: bool = False,
+    ) -> Record:  # fmt: skip
         """A record whose letters have been encoded already, for a check."""
-        record = cls(name, description, bases, line, fields)
+        record = cls(name, description, bases, line, fields, plain)
         record._codes = codes
         return record
 

@@ -22,6 +22,7 @@ from dnascale.vocab import CHARACTER, PREDICTED_BASES, SOFT_MASK_BIT
 Alphabet = Literal["strict", "iupac", "rna"]
 
 _PIECE = 256 << 10  # bases looked at together: they stay in the cache
+_NOTHING: Iterator[Record] = iter(())
 _OFFSET = "offset in the record"  # a field that is no column of any table
 #: A record with a larger share of letters other than A, C, G, T, U and N is warned about.
 _MANY = 0.05
@@ -75,15 +76,15 @@ def clean(record: Record, options: CleanOptions, tally: Tally) -> Iterator[Recor
     size = len(bases)
     if not size:
         tally.drop("empty sequence", 0)
-        return
-    n_bases, letters = _other_letters(bases) if size <= _PIECE else _other_codes(record)
+        return _NOTHING
+    n_bases, letters = (0, {}) if record.plain else _other_letters(bases) if size <= _PIECE else _other_codes(record)
     if letters:
         tally.meet(letters)
         _warn_of_many(record, letters, tally)
         if options.alphabet == "strict":
             tally.drop("letters other than A, C, G, T and N", size)
             tally.warn(f"{_place(record)} is left out: it has {_listed(letters)}")
-            return
+            return _NOTHING
         if options.alphabet == "iupac" and "U" in letters:
             tally.note("bases U read as T", letters["U"])
             bases = as_dna(bases)
@@ -93,11 +94,12 @@ def clean(record: Record, options: CleanOptions, tally: Tally) -> Iterator[Recor
     elif options.valid_cds and (fault := fault_of_cds(bases, options.genetic_code)):
         tally.drop(fault, size)
     elif options.max_n_run is not None and n_bases > options.max_n_run:
-        yield from _pieces(record, options.max_n_run, options.min_length, tally)
+        return _pieces(record, options.max_n_run, options.min_length, tally)
     elif size < options.min_length:
         tally.drop(_too_short(options.min_length), size)
     else:
-        yield record
+        return iter((record,))
+    return _NOTHING
 
 
 def offset_of(record: Record) -> int:

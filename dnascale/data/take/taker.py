@@ -107,9 +107,10 @@ class Taker:
             DataError: the file of the regions is wrong, or a region ends beyond the sequence.
         """
         source = self.options.file
-        if source is None:
-            yield record
-            return
+        return iter((record,)) if source is None else self._regions(record, source, tally)
+
+    def _regions(self, record: Record, source: str, tally: Tally) -> Iterator[Record]:
+        """The regions of a file on a record."""
         tally.files[Path(source).name] = self._read[1]
         name = self._meant_by(record.name)
         if name is None:
