@@ -129,6 +129,7 @@ def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndar
     """The same from one file, whose stretches (int64 [n], in bytes) ascend. What lies close together is read in one piece."""
     ends = starts + lengths
     apart = np.flatnonzero((starts[1:] - ends[:-1] > _GAP) | (starts[1:] // _WINDOW != starts[:-1] // _WINDOW)) + 1
+    buffer = np.empty(_WINDOW, dtype=np.uint8)
     handle = os.open(path, os.O_RDONLY)
     try:
         for low, high in pairwise([0, *apart.tolist(), len(starts)]):
@@ -136,7 +137,9 @@ def _fill_from(path: Path, out: memoryview, targets: np.ndarray, starts: np.ndar
             if high - low == 1:  # straight to its place
                 read_into(handle, out[int(targets[low]) : int(targets[low]) + size], begin)
                 continue
-            window = memoryview(bytearray(size))
+            if size > len(buffer):
+                buffer = np.empty(size, dtype=np.uint8)
+            window = buffer.data[:size]
             read_into(handle, window, begin)
             stretches = zip(
                 targets[low:high].tolist(), (starts[low:high] - begin).tolist(), lengths[low:high].tolist(), strict=True
