@@ -247,6 +247,8 @@ def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: i
     make = "Make one with `dnascale prepare SOURCE --out DATA`, or of tars with `dnascale data index TARS --out DATA`."
     if not folder.is_dir():
         raise DataError(f"{folder}: no such data set folder. {make}")
+    if (folder / "mixture.yaml").is_file():
+        raise DataError(f"{folder} is a mixture of data sets, each in a folder of its own: name one of these folders.")
     if not path.is_file():
         if mixture := load_mixture(folder):
             first = next(iter(mixture["sources"].values()))["path"]

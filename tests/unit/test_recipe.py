@@ -112,6 +112,8 @@ def test_without_weights_the_temperature_goes_into_the_mixture(recipe: Path, tmp
         ("soft_mask: true", "soft_mask: maybe", r"options\.soft_mask='maybe'"),
         ("soft_mask: true", "seed: one", "seed='one'"),
         ("human:", "../human:", "becomes a folder"),
+        ("weight: 3", "? [a, b] : 3", "unhashable key"),
+        ("weight: 3", "weight: &a [*a]", "above 0"),
         ("yeast:", "human:", r"line \d+, column 3: the key 'human' is there twice"),
         ("inputs: [", "input: [", "unknown key 'input'"),
         ("weight: 3", "weight: -3", "above 0"),
@@ -130,6 +132,20 @@ def test_a_wrong_recipe_is_a_usage_error_that_names_the_place(
     recipe.write_text(text.replace(before, after, 1))
     with pytest.raises(UsageError, match=words):
         load_recipe(recipe)
+
+
+def test_a_recipe_whose_first_input_is_unusable_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").touch()
+    (tmp_path / "recipe.yaml").write_text(f"sources: {{a: {{inputs: {tmp_path}/a.fa}}}}")
+    with pytest.raises(DataError, match="the file is empty"):
+        carry_out_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", Crew(), Progress())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fa", "recipe.yaml"}
+
+
+def test_a_mixture_is_no_data_set_and_says_so(recipe: Path, tmp_path: Path) -> None:
+    carry_out_recipe(load_recipe(recipe), tmp_path / "out", Crew(), Progress())
+    with pytest.raises(DataError, match="out is a mixture of data sets, each in a folder of its own"):
+        load_dataset(tmp_path / "out")
 
 
 def test_a_damaged_mixture_is_a_data_error(recipe: Path, tmp_path: Path) -> None:

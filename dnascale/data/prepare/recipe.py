@@ -12,7 +12,8 @@ import difflib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,20 +85,19 @@ def _refuse_twice(node: Any) -> None:
     """Raises YAMLError for a key that is there twice, of which YAML's reader would take the last."""
     import yaml
 
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                mark = key.start_mark
-                raise yaml.YAMLError(
-                    f"line {mark.line + 1}, column {mark.column + 1}: the key '{key.value}' is there twice."
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-            _refuse_twice(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_twice(value)
+    waiting, looked_at = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in looked_at:
+            continue
+        looked_at.add(id(node))  # an alias may lead back to where it stands
+        parts = node.value if isinstance(node, yaml.MappingNode) else [(None, value) for value in node.value]
+        waiting += [value for _, value in parts]
+        keys = [key for key, _ in parts if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if sum(other.value == key.value for other in keys) > 1:
+                line, column = key.start_mark.line + 1, key.start_mark.column + 1
+                raise yaml.YAMLError(f"line {line}, column {column}: the key '{key.value}' is there twice.")
 
 
 def _source(where: str, name: str, given: Any, common: dict[str, Any]) -> Source:
@@ -171,7 +171,7 @@ def carry_out_recipe(recipe: Recipe, out: Path, crew: Crew, progress: Progress) 
     work = out.with_name(f"{out.name}.preparing")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with hold(work, shared=crew.world > 1):
+        with hold(work, shared=crew.world > 1), _kept(work, crew):
             done = {name: _one(name, plan, work, crew, progress) for name, plan in plans.items()}
             if any(isinstance(one, Unfinished) for one in done.values()):
                 return done
@@ -181,6 +181,17 @@ def carry_out_recipe(recipe: Recipe, out: Path, crew: Crew, progress: Progress) 
         if not (crew.part and (out / MIXTURE).exists()):
             raise explained(error, out, f"What is done is kept in {work}") from error
     return {name: load_dataset(out / name) for name in recipe.sources}
+
+
+@contextmanager
+def _kept(work: Path, crew: Crew) -> Iterator[None]:
+    """Removes the work folder when the block fails before there is anything in it that a rerun could use."""
+    try:
+        yield
+    except BaseException:
+        if crew.world == 1 and not any(path.is_dir() for path in work.iterdir()):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _one(name: str, plan: Plan, work: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:

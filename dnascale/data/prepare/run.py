@@ -102,7 +102,8 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
     except OSError as error:
         if crew.part and (out / "dataset.json").exists():  # finished by another, and the work folder removed
             return finished(plan, out)
-        raise explained(error, out, f"What is done is kept in {work.folder}") from error
+        kept = f"What is done is kept in {work.folder}" if work.folder.exists() else "Nothing was kept of it"
+        raise explained(error, out, kept) from error
 
 
 def finished(plan: Plan, out: Path) -> Dataset:
