@@ -615,3 +615,12 @@ def test_builtin_human_cds() -> None:
         "Carlos Outeiral Rubiera",
     ):
         assert said in notice
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "acgtACGT", "ACGTN", "ACGTn", "ACGU", "ACGTi", "ACGTR"])
+def test_records_called_plain_have_nothing_but_bases(tmp_path: Path, letters: str) -> None:
+    path = tmp_path / "a.fa"
+    path.write_text("".join(f">r{number}\nACGTacgt\n{letters if number == 7 else 'AC'}\n" for number in range(20)))
+    records = list(read_fasta(path))
+    assert [record.name for record in records if record.plain and set(record.bases[:]) - set(b"ACGTacgt")] == []
+    assert any(record.plain for record in records) == (set(letters) <= set("ACGTacgt"))
