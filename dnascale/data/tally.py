@@ -157,9 +157,8 @@ def sentences(cleaning: Mapping[str, Any]) -> list[str]:
 
     lines = [f"read     {cleaning['records_in']:,} records, {cleaning['bases_in']:,} bases"]
     if cleaning.get("cut") or cleaning.get("repeated"):
-        lines.append(
-            f"cut      into {cleaning['cut']:,} more records, {cleaning['repeated']:,} bases of them taken more than once"
-        )
+        again = f", {cleaning['repeated']:,} bases taken more than once" if cleaning["repeated"] else ""
+        lines.append(f"cut      into {cleaning['cut']:,} more records{again}")
     for reason, lost in of("dropped").items():
         records = f"{lost['records']:,} records, " if lost["records"] else ""  # none: parts of records that stay
         lines.append(f"dropped  {records}{lost['bases']:,} bases: {reason}")

@@ -168,6 +168,8 @@ def test_isoforms_split_by_record_are_found_and_refused_and_by_gene_they_pass() 
     assert leaked.leaked == len(expected) > 5
     with pytest.raises(DataError, match=r"the valid split leaks: .* of it \(\d+ of \d+ records\) .*worst: G\d+"):
         by_record.leakage.check(0.1)
+    with pytest.raises(DataError, match=r"\(--group; groups now: 39 by gene-tag, 1 by name\)"):
+        by_record.leakage.check(0.1, {"gene-tag": 39, "name": 1})
     by_record.leakage.check(1.0)
 
     by_gene = settle([table_of([(gene, b) for gene, _, b in isoforms], every)], SplitOptions(), every)

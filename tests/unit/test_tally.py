@@ -101,7 +101,7 @@ def test_the_lines_for_people_say_everything():
     lines = sentences(tally.to_dict())
     assert lines[:6] == [
         "read     1 records, 63,025,520 bases",
-        "cut      into 612 more records, 3,000 bases of them taken more than once",
+        "cut      into 612 more records, 3,000 bases taken more than once",
         "dropped  62,000,000 bases: outside the regions",
         "skipped  1 regions: no strand",
         "noted    4,000 bases U read as T",

@@ -181,7 +181,11 @@ class Work:
         if found != body:
             write_whole(self.folder / "plan.json", json.dumps(body, indent=1).encode())
         self._note_start()
-        return f"{self.folder} was begun {why}: starting anew, but for what still fits." if why else None
+        return (
+            f"{self.folder} was begun {why}: what does not depend on it is kept, the rest is done anew."
+            if why
+            else None
+        )
 
     def _restarted(self) -> bool:
         """Whether this machine was started again since it wrote here: what it had not yet brought to the disk is lost."""

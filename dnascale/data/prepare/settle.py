@@ -6,6 +6,7 @@ done twice, or on another machine, it writes the same files.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -90,7 +91,10 @@ def settle(work: Work) -> Settled:
         if not sums[name]["records"]:
             raise DataError(_empty_split(name, tally.records_out, options))
     if answer.leakage is not None and options.max_leakage is not None:
-        answer.leakage.check(options.max_leakage)
+        rules: Counter[str] = Counter()
+        for report in reports:
+            rules.update(report["rules"])
+        answer.leakage.check(options.max_leakage, dict(sorted(rules.items())))
     settled = Settled(sums, tally.to_dict(), _splitting(answer))
     body = {"plan": work.plan.digest, **asdict(settled)}
     (staging / "done.json").write_text(json.dumps(body))

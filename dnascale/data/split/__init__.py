@@ -14,7 +14,7 @@ Stage 1 of prepare, for each record that is kept (all of it is a function of tha
 
     settled = settle(tables, SplitOptions(holdouts, ...), every)
     settled.splits[i]                                   # int8 [records]: index into SPLITS, or DROPPED
-    settled.leakage.check(options.max_leakage)          # raises DataError, after the table was shown
+    settled.leakage.check(options.max_leakage)          # raises DataError
 """
 
 from dnascale.data.split.duplicates import content_digest

@@ -1,6 +1,6 @@
 """How much of what is held out stands in the training split as well: shared 31-mers, counted in the samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -69,15 +69,20 @@ class Leakage:
     leaked: tuple[Leaked, ...]
     worst: tuple[Group, ...]  # most in train first
 
-    def check(self, most: float) -> None:
-        """Raises DataError: more than `most` of a held-out split is in records that have leaked."""
+    def check(self, most: float, rules: Mapping[str, int] | None = None) -> None:
+        """Raises DataError: more than `most` of a held-out split is in records that have leaked.
+
+        `rules`, how many records each rule found a group for, tells the reader of the error what the groups are.
+        """
+        found = ", ".join(f"{count:,} by {rule}" for rule, count in (rules or {}).items())
         for split in self.leaked:
             if split.share > most:
                 worst = ", ".join(group.name for group in self.worst[:3] if group.split == split.split)
                 raise DataError(
                     f"the {split.split} split leaks: {split.share:.1%} of it ({split.leaked:,} of {split.records:,} "
                     f"records) are records that stand in train too, with over {LEAKED_RECORD:.0%} of their 31-mers; "
-                    f"worst: {worst}. A loss on it would flatter the model. Split by what the records share (--group), "
+                    f"worst: {worst}. A loss on it would flatter the model. Split by what the records share (--group"
+                    f"{f'; groups now: {found}' if found else ''}), "
                     "join near-duplicates (--cluster 0.2), drop repeated records (--drop-duplicates), or allow more "
                     f"(--max-leakage, now {most:g})."
                 )
