@@ -213,7 +213,7 @@ def test_ctrl_c_ends_all_processes_and_the_rerun_goes_on(tmp_path: Path) -> None
         time.sleep(0.05)
     workers = psutil.Process(running.pid).children()
     assert len(workers) == 2
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     _, error = running.communicate(timeout=60)
     assert running.returncode == 130
     assert error.count("\n") == 1

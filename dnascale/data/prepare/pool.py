@@ -95,8 +95,9 @@ class _Worker:
         self.task: Task | None = None
         self._rest = b""
         command = [sys.executable, "-m", "dnascale.data.prepare.worker", str(work.folder)]
+        # In a group of its own: Ctrl-C reaches the parent alone, which ends its workers.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=inherited()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=inherited(), process_group=0
         )
         assert self._process.stdout is not None
         self.output = self._process.stdout

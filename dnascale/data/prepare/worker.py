@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ from dnascale.files import explained
 
 def main() -> None:
     """Runs until there are no more lines."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print does not mix with the answers
     tasks: deque[dict[str, Any]] = deque()
