@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dnascale.data.sources import Record
 from dnascale.data.sources.growing import Growing
-from dnascale.data.take import CleanOptions, clean, cleaning, offset_of
+from dnascale.data.take import CleanOptions, clean, cleaning
 from dnascale.data.take.cds import STOPS, fault_of_cds
 from dnascale.data.take.stretch import COMPLEMENT, View, as_dna, reverse_complement, stretch
 from dnascale.data.tally import Count, Tally
@@ -55,7 +55,7 @@ def test_runs_of_n_are_cut_out_as_a_regular_expression_would(bases, max_n_run, m
             assert tally.cut == len(expected) - 1
     assert [record.bases for record in records] == [part for part in expected if len(part) >= min_length]
     for record in records:
-        offset = offset_of(record)
+        offset = record.start
         assert bases[offset : offset + len(record.bases)] == record.bases
         assert (record.name, record.line, record.fields["gene"]) == ("seq", 7, "g")
 

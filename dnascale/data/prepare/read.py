@@ -15,7 +15,7 @@ from dnascale.data.prepare.plan import Plan, Work, stamp
 from dnascale.data.prepare.runs import ROW, RunWriter
 from dnascale.data.sources import Input, ReadReport, Record, read
 from dnascale.data.split import Sketcher, content_digest, group_key
-from dnascale.data.take import Taker, clean, offset_of
+from dnascale.data.take import Taker, clean
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
 from dnascale.files import write_whole
@@ -129,7 +129,7 @@ class _Reader:
         found = [self.options.grouping.of(record, self.input.name) for record in records]
         self.rules.update([rule for _, rule in found])
         names, labels = [record.name.encode() for record in records], [group.encode() for group, _ in found]
-        starts, edges = [offset_of(record) for record in records], [self.edges(record) for record in records]
+        starts, edges = [record.start for record in records], [self.edges(record) for record in records]
         keys = [self.key_of(b"%d %b" % place).digest() for place in zip(starts, names, strict=True)]
         rows["key"] = np.frombuffer(b"".join(keys), dtype="<u8")
         rows["group"] = [group_key(group) for group, _ in found]

@@ -40,6 +40,7 @@ class Record:
     `bases` are the letters as in the input: case kept, no line ends. Up to 1 MiB they are bytes; longer ones
     may be anything that has a length and gives bytes for a slice, so take them in parts.
     `line` is the line, or row, where the record begins, from 1. `fields` are its other columns or qualifiers.
+    `start` is where the bases begin in the record that they were cut out of, from 0.
     `plain`: there is nothing but A, C, G and T in either case; False where the reader has not looked.
     """
 
@@ -48,6 +49,7 @@ class Record:
     bases: Bases
     line: int
     fields: Mapping[str, str] = field(default_factory=dict)
+    start: int = 0
     plain: bool = field(default=False, compare=False)
     _codes: np.ndarray | None = field(init=False, default=None, repr=False, compare=False)
 

@@ -23,7 +23,6 @@ Alphabet = Literal["strict", "iupac", "rna"]
 
 _PIECE = 256 << 10  # bases looked at together: they stay in the cache
 _NOTHING: Iterator[Record] = iter(())
-_OFFSET = "offset in the record"  # a field that is no column of any table
 #: A record with a larger share of letters other than A, C, G, T, U and N is warned about.
 _MANY = 0.05
 
@@ -69,8 +68,8 @@ def clean(record: Record, options: CleanOptions, tally: Tally) -> Iterator[Recor
     """The record as the options want it: itself, another, its pieces, or nothing.
 
     In this order: empty, alphabet, nothing but N, whole coding sequence, runs of N, length. What is left out is
-    counted in `tally`, and so are pieces beyond the first (`cut`). Pieces keep the name; `offset_of` says where they begin
-    in `record`. Memory is bounded, whatever the length.
+    counted in `tally`, and so are pieces beyond the first (`cut`). Pieces keep the name; `start` says where they begin in
+    `record`. Memory is bounded, whatever the length.
     """
     bases: Bases = record.bases
     size = len(bases)
@@ -100,11 +99,6 @@ def clean(record: Record, options: CleanOptions, tally: Tally) -> Iterator[Recor
     else:
         return iter((record,))
     return _NOTHING
-
-
-def offset_of(record: Record) -> int:
-    """Where the bases begin in the record that they were cut out of, from 0. 0 for a whole record."""
-    return int(record.fields.get(_OFFSET, 0)) if record.fields else 0
 
 
 def _too_short(min_length: int) -> str:
@@ -176,8 +170,8 @@ def _pieces(record: Record, max_n_run: int, min_length: int, tally: Tally) -> It
         elif end - start == size:
             yield record
         else:
-            fields = {**record.fields, _OFFSET: str(start)}
-            yield Record(record.name, record.description, stretch(record.bases, start, end), record.line, fields)
+            bases = stretch(record.bases, start, end)
+            yield Record(record.name, record.description, bases, record.line, record.fields, start)
 
 
 def _runs_of_n(bases: Bases, longer_than: int) -> tuple[np.ndarray, np.ndarray]:
