@@ -2,6 +2,7 @@
 
 import signal
 
+import hypothesis
 import pytest
 
 from dnascale.data.prepare import PrepareOptions, prepare
@@ -11,6 +12,8 @@ from dnascale.data.shards import Dataset
 def pytest_configure() -> None:
     """Ctrl-C works in tests and in what they start, also where the tests were started in the background, without it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is fails no test
+    hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The program: its commands, and what it says and returns when one fails."""
 
+import io
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ def main(args: list[str] | None = None) -> None:
     """Entry point. Errors are one sentence and a documented exit code; `--debug` anywhere adds the traceback."""
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding, what is said is said
     args = [word for word in args if word != "--debug"]
     try:
         code = app(args=args, prog_name="dnascale", standalone_mode=False) or 0
@@ -55,12 +59,21 @@ def main(args: list[str] | None = None) -> None:
             code,
             debug=False,
         )
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
         # Threads of gloo and DeepSpeed that still run abort the interpreter's own shutdown now and then.
         os._exit(code)
     sys.exit(code)
+
+
+def _flush() -> None:
+    """Prints what is left. Nobody may be there to read it, and nothing to write it to."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _report(sentence: str, code: int, debug: bool, shared: bool = False) -> int:

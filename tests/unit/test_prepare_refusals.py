@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fasta import random_fasta, write
 
 from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.prepare.tasks import Progress, Stage
+from dnascale.data.shards import load_dataset
 from dnascale.data.verify import verify
 from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
 from dnascale.files import check_new_folder
@@ -276,3 +278,22 @@ def test_an_unset_variable_of_the_shell_is_not_the_folder_at_hand(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="an empty name"):
         prepare([""], tmp_path / "out", PrepareOptions(valid=0))
+
+
+@pytest.mark.parametrize(("end", "code"), [("| true", 1), (">&-", 0)])
+def test_a_data_set_is_whole_also_when_nobody_reads_what_is_printed(tmp_path: Path, end: str, code: int) -> None:
+    write(tmp_path / "a.fa", [("a", "ACGT")])
+    line = f"set -o pipefail; {sys.executable} -m dnascale prepare a.fa --valid 0 --out ./out {end}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.stderr, done.returncode) == ("", code)
+    assert verify(load_dataset(tmp_path / "out")) == []
+
+
+def test_a_column_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "name,sequence,offset in the record,start\nr1,ACGTNNNNACGT,abc,x\nr2,ACGTACGTTT,5,y\n"
+    )
+    made = prepare([str(tmp_path / "a.csv")], tmp_path / "out", PrepareOptions(valid=0, max_n_run=1))
+    rows = pq.read_table(tmp_path / "out" / "train" / "shard-000000.records.parquet").to_pylist()
+    assert made.cleaning["cut"] == 1
+    assert sorted((row["record"], row["record_start"]) for row in rows) == [("r1", 0), ("r1", 8), ("r2", 0)]
