@@ -21,7 +21,6 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 
 from dnascale.data.cache import Lease
-from dnascale.data.mixture import load_mixture
 from dnascale.data.remote import RemoteFile, RemoteFolder, default_cache, is_remote
 from dnascale.errors import DataError
 from dnascale.files import json_digest, write_whole
@@ -250,9 +249,6 @@ def load_dataset(location: str | Path, cache: Path | None = None, cache_limit: i
     if (folder / "mixture.yaml").is_file():
         raise DataError(f"{folder} is a mixture of data sets, each in a folder of its own: name one of these folders.")
     if not path.is_file():
-        if mixture := load_mixture(folder):
-            first = next(iter(mixture["sources"].values()))["path"]
-            raise DataError(f"{folder} is a mixture of several data sets: name one of them, e.g. {first}.")
         raise DataError(f"{path} is missing: {folder} is not a finished data set. {make}")
     return _parse(path, None)
 

@@ -68,8 +68,6 @@ def test_a_mixture_is_inspected_and_verified_source_by_source(
         tar.write(b"\x7f")
     with pytest.raises(DataError, match="yeast is damaged"):
         verify(str(out))
-    with pytest.raises(DataError, match="is a mixture of several data sets: name one of them"):
-        load_dataset(out)
 
 
 def test_ranks_prepare_a_recipe_together_and_a_rerun_uses_what_is_whole(recipe: Path, tmp_path: Path) -> None:
@@ -146,6 +144,12 @@ def test_a_mixture_is_no_data_set_and_says_so(recipe: Path, tmp_path: Path) -> N
     carry_out_recipe(load_recipe(recipe), tmp_path / "out", Crew(), Progress())
     with pytest.raises(DataError, match="out is a mixture of data sets, each in a folder of its own"):
         load_dataset(tmp_path / "out")
+
+
+def test_an_error_in_the_sequences_of_a_source_names_the_source(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("valid: 0.3", "valid: chr99"))
+    with pytest.raises(UsageError, match=r"^sources\.human: --valid chr99: no record is in a group of that name"):
+        carry_out_recipe(load_recipe(recipe), tmp_path / "out", Crew(), Progress())
 
 
 def test_a_damaged_mixture_is_a_data_error(recipe: Path, tmp_path: Path) -> None:

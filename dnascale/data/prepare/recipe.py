@@ -24,7 +24,7 @@ from dnascale.data.prepare.plan import Plan
 from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan, finished
 from dnascale.data.prepare.tasks import Progress
 from dnascale.data.shards import Dataset, load_dataset
-from dnascale.errors import UsageError
+from dnascale.errors import DataError, UsageError
 from dnascale.files import check_new_folder, explained, hold, sync, write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -202,7 +202,11 @@ def _one(name: str, plan: Plan, work: Path, crew: Crew, progress: Progress) -> D
             return load_dataset(folder)
         shutil.rmtree(folder)
     said.unlink(missing_ok=True)
-    done = carry_out_plan(plan, folder, crew, progress)
+    try:
+        done = carry_out_plan(plan, folder, crew, progress)
+    except (DataError, UsageError) as error:
+        error.args = (f"sources.{name}: {error}",)
+        raise
     if isinstance(done, Dataset):
         write_whole(said, plan.digest.encode())
     return done
