@@ -249,3 +249,14 @@ def test_a_prepared_folder_loads_verifies_and_may_be_moved(tmp_path: Path) -> No
     assert moved.fingerprint == dataset.fingerprint
     assert moved.splits == dataset.splits
     assert verify(moved) == []
+
+
+def test_whole_records_begin_at_their_first_base_whatever_their_letters(tmp_path: Path) -> None:
+    records = [("plain", "ACGT" * 9), ("masked", "acGT" * 9), ("ambiguous", "ARGT" * 9), ("uracil", "ACGU" * 9)]
+    for letters in (records[:1], records):
+        folder = tmp_path / str(len(letters))
+        folder.mkdir()
+        dataset = prepare_small([write(folder / "a.fa", letters)], folder / "out", PrepareOptions(valid=0))
+        assert {(row["record"], row["record_start"]) for row in rows_of(dataset)["train"]} == {
+            (n, 0) for n, _ in letters
+        }

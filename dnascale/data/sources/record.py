@@ -59,7 +59,7 @@ class Record:
         plain: bool = False,
     ) -> Record:  # fmt: skip
         """A record whose letters have been encoded already, for a check."""
-        record = cls(name, description, bases, line, fields, plain)
+        record = cls(name, description, bases, line, fields, plain=plain)
         record._codes = codes
         return record
 

@@ -171,7 +171,7 @@ def _pieces(record: Record, max_n_run: int, min_length: int, tally: Tally) -> It
             yield record
         else:
             bases = stretch(record.bases, start, end)
-            yield Record(record.name, record.description, bases, record.line, record.fields, start)
+            yield Record(record.name, record.description, bases, record.line, record.fields, start=start)
 
 
 def _runs_of_n(bases: Bases, longer_than: int) -> tuple[np.ndarray, np.ndarray]:
