@@ -3,6 +3,7 @@
 `MaskedLanguageModel` is what engines wrap: uint8 tokens and window keys in, loss out. `export` takes `.hf`.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -168,8 +169,8 @@ class MaskedLanguageModel(nn.Module):
         bases = weights if vocabulary.one_base_a_token else weights * self.bases_per_token[labels]
         return (nats * weights).sum(), bases.sum()
 
-    def _precision(self, on: torch.Tensor) -> torch.autocast:
-        return torch.autocast(on.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+    def _precision(self, on: torch.Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if self.autocast is None else torch.autocast(on.device.type, dtype=self.autocast)
 
 
 def _as_autocast(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
