@@ -72,12 +72,21 @@ def inputs(folder: Path, chromosome: Path, cds: Path) -> dict[str, tuple[list[Pa
     }
 
 
-def ours(paths: list[Path], workers: int, out: Path) -> int:
+def ours(paths: list[Path], workers: int, out: Path) -> tuple[int, int]:
+    """Bases, and the largest memory of a worker in bytes."""
     from dnascale.data.prepare import PrepareOptions, prepare
+    from dnascale.data.prepare.tasks import Progress
 
+    class Peak(Progress):
+        bytes = 0
+
+        def finish(self, _task: object, _size: int, peak_bytes: int) -> None:
+            self.bytes = max(self.bytes, peak_bytes)
+
+    peak = Peak()
     # No split, and so no audit, in which the book's way has no part.
-    made = prepare([str(path) for path in paths], out, PrepareOptions(valid=0), workers)
-    return int(made.cleaning["bases_out"])
+    made = prepare([str(path) for path in paths], out, PrepareOptions(valid=0), workers=workers, progress=peak)
+    return int(made.cleaning["bases_out"]), peak.bytes
 
 
 def machine(paths: list[Path], out: Path) -> int:
@@ -129,6 +138,8 @@ def work(task: Row) -> None:
     import numpy  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
+    from dnascale.data.prepare.tasks import peak_bytes
+
     paths, out = [Path(path) for path in task["paths"]], Path(task["out"])
     if task["case"].endswith("book's way"):
         import datasets  # noqa: F401
@@ -136,16 +147,16 @@ def work(task: Row) -> None:
     else:
         import dnascale.data.prepare  # noqa: F401
     before, began = _cpu(), time.perf_counter()
+    workers = 0
     if task["case"] == MACHINE:
         bases = machine(paths, out)
     elif task["case"].endswith("book's way"):
         bases = books(paths, out)
     else:
-        bases = ours(paths, task["workers"], out)
+        bases, workers = ours(paths, task["workers"], out)
     wall = time.perf_counter() - began
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps({"bases": bases, "wall_s": wall, "cpu_s": _cpu() - before, "peak_mb": max(peaks) * unit / 1e6}))
+    peak = max(peak_bytes(), workers) / 1e6
+    print(json.dumps({"bases": bases, "wall_s": wall, "cpu_s": _cpu() - before, "peak_mb": peak}))
 
 
 def _cpu() -> float:
