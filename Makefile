@@ -31,7 +31,7 @@ demo: .venv/base
 	@PATH="$$PWD/$(BIN):$$PATH" bash launch/demo.sh
 
 test: .venv/dev
-	$(BIN)/python -m pytest --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
 gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu

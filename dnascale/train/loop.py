@@ -129,8 +129,9 @@ def _assemble(config: Config) -> Job:
 
     # Build the model; settle how many steps.
     hf = build(config.model, corpus.vocabulary, config.train.seed)
-    narrow = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    autocast, weights = (narrow, torch.float32) if deepspeed is None else (None, narrow)
+    bf16 = config.train.precision == "bf16"
+    autocast = torch.bfloat16 if bf16 and deepspeed is None else None
+    weights = torch.bfloat16 if bf16 and deepspeed is not None else torch.float32
     masking = Masking(corpus.vocabulary, **config.masking.model_dump())
     module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast, weights, accelerator.device).to(
         accelerator.device

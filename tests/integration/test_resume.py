@@ -56,7 +56,9 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_continues(human_cds: Dataset, tmp_
     job.send_signal(signal.SIGINT)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 130
-    assert errors.decode().startswith("dnascale: error: interrupted. `dnascale train` goes on from its last checkpoint")
+    assert errors.decode().startswith(
+        "dnascale: error: interrupted. Give the same command again: `prepare` and `train` go on from what is done"
+    )
     step = max(int(path.name[5:]) for path in committed(run / "checkpoints"))
     outcome = dnascale(*train_words(run, human_cds, *length))
     assert f"resumed  from the checkpoint of step {step}\n" in outcome.output

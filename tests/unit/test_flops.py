@@ -29,7 +29,7 @@ def test_keys_per_token_equal_a_count_of_the_masks(reach: int) -> None:
 
 @pytest.mark.parametrize("preset", ["nano", "book", "base"])
 def test_flops_of_a_step_equal_those_torch_counts(preset: str) -> None:
-    config = load_config(preset, ["data.path=D", "train.steps=1", "model.context=256"])
+    config = load_config(preset, ["data.path=D", "train.steps=1", "model.context=256", "model.layers=4"])
     masking = Masking(CHARACTER, **config.masking.model_dump())
     model = MaskedLanguageModel(build(config.model, CHARACTER), masking)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (1, 256), dtype=np.uint8))
