@@ -172,7 +172,6 @@ def our_steps(config: Any) -> Any:
     with loop._without_garbage_collection():
         for step in range(10**9):
             loop._step(job, meter, 1e-4, None)
-            job.state.step += 1
             if step % 10 == 9:  # as a run does by default
                 meter.line(job.accelerator, job.state, config, job.stream.order.epoch_windows)
             yield None
