@@ -29,6 +29,7 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 CompileMode = Literal["layers", "whole"]
+OptimizerName = Literal["adamw", "stable_adamw", "muon", "adafactor"]
 
 
 class _Section(BaseModel):
@@ -127,11 +128,18 @@ class MaskingConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    learning_rate: PositiveFloat = 1e-3
+    name: OptimizerName = "adamw"
+    learning_rate: PositiveFloat = Field(
+        1e-3, description="at the peak of the schedule; on the scale of AdamW for all of them"
+    )
     betas: tuple[_Decay, _Decay] = (0.9, 0.98)
     eps: PositiveFloat = 1e-8
+    momentum: _Decay = Field(0.95, description="of muon's matrices; the rest has betas")
     weight_decay: float = Field(0.01, ge=0, description="not applied to norms and biases")
     gradient_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
+    restart: bool = Field(
+        False, description="go on from a checkpoint of another optimizer: keep the weights, begin with fresh moments"
+    )
 
 
 class ScheduleConfig(_Section):
@@ -221,7 +229,7 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.deterministic", "train.engine", "train.device", "train.processes",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
     "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 

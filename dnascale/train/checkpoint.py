@@ -2,7 +2,7 @@
 
     checkpoints/step-00001000/
         MANIFEST.json                       what is in it; written last
-        rank-00000-of-00002.safetensors     fragments of fp32 weights and moments, keyed `kind/parameter@start`
+        rank-00000-of-00002.safetensors     fragments of fp32 weights and optimizer state, keyed `kind/parameter@start`
 
 Each rank writes, syncs and hashes its file in a temporary folder; when all have succeeded, rank 0 writes the manifest
 and renames the folder, which is the commit. Loading verifies every digest first, and the newest valid checkpoint wins.
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = "dnascale-checkpoint"
-VERSION = 1
+VERSION = 2
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -89,19 +89,19 @@ def _write_rank(work: Path, engine: "Engine") -> tuple[dict[str, Any], list[dict
     import torch
     from safetensors.torch import save_file
 
-    from dnascale.train.engines import iterate_fragments
-
     accelerator = engine.accelerator
     name = f"rank-{accelerator.process_index:05d}-of-{accelerator.num_processes:05d}.safetensors"
     tensors: dict[str, torch.Tensor] = {}
     entries = []
-    for fragment, kind in iterate_fragments(engine.owned()):
-        key = f"{kind}/{fragment.parameter}@{fragment.start}"
-        value = engine.get(fragment, kind).detach().to("cpu", torch.float32).contiguous().clone()
+    for fragment in engine.owned():
+        key = f"{fragment.kind}/{fragment.parameter}@{fragment.start}"
+        value = engine.get(fragment).detach().to("cpu", torch.float32).contiguous().clone()
         if not torch.isfinite(value).all():
-            raise NumericsError(f"{kind} of {fragment.parameter} is not finite: such a checkpoint is not written.")
+            raise NumericsError(
+                f"{fragment.kind} of {fragment.parameter} is not finite: such a checkpoint is not written."
+            )
         tensors[key] = value
-        entries.append({"file": name, "key": key, "kind": kind, **asdict(fragment)})
+        entries.append({"file": name, "key": key, **asdict(fragment)})
     path = work / name
     save_file(tensors, path)
     with path.open("rb") as file:
@@ -123,9 +123,18 @@ def _manifest(
         "created_by": f"dnascale {__version__}",
         "state": state.to_dict(),
         "engine": engine.name,
+        "optimizer": engine.config.optimizer.name,
         "world_size": engine.accelerator.num_processes,
         "identity": asdict(identity),
-        "parameters": [{"name": n, "shape": list(s), "dtype": "float32"} for n, s in engine.shapes.items()],
+        "parameters": [
+            {
+                "name": name,
+                "shape": list(shape),
+                "dtype": "float32",
+                "kinds": {k: list(s) for k, s in engine.kinds[name].items()},
+            }
+            for name, shape in engine.shapes.items()
+        ],
         "fragments": fragments,
         "files": files,
     }
@@ -151,6 +160,8 @@ class Checkpoint:
                 raise CheckpointError(f"{path} is damaged: it does not match its own digest.")
             self.state = TrainState(**self.manifest["state"])
             self.identity = Identity(**self.manifest["identity"])
+            #: Name of the optimizer whose state is in it. Version 1 knew one.
+            self.optimizer: str = self.manifest.get("optimizer", "adamw")
         except FileNotFoundError:
             raise CheckpointError(f"{folder} is no checkpoint: it has no MANIFEST.json.") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -221,17 +232,38 @@ class Checkpoint:
         }
 
 
-def load(checkpoint: Checkpoint, engine: "Engine") -> None:
-    """Puts the saved weights and moments into the engine, whatever engine and world size saved them. Collective."""
+def load(checkpoint: Checkpoint, engine: "Engine", state: TrainState) -> None:
+    """Puts the saved weights, and the optimizer's state unless it begins anew, into the engine, whatever engine and world
+    size saved them. Collective. `state`: as `resume_state` gives it.
+    """
     from dnascale.train.distributed import together
-    from dnascale.train.engines import iterate_fragments
+
+    begun = state.optimizer_from == state.step
 
     def fill() -> None:
-        for fragment, kind in iterate_fragments(engine.held()):
-            engine.put(fragment, kind, checkpoint.read(kind, fragment.parameter, fragment.start, fragment.numel))
+        for fragment in engine.held():
+            if fragment.kind == "weight" or not begun:
+                value = checkpoint.read(fragment.kind, fragment.parameter, fragment.start, fragment.numel)
+                engine.put(fragment, value)
 
     together(engine.accelerator, fill)
-    engine.loaded(checkpoint.state.step)
+    engine.loaded(state.step - state.optimizer_from)
+
+
+def resume_state(checkpoint: Checkpoint, optimizer: str, restart: bool) -> TrainState:
+    """The state to go on from with an optimizer of this name, which `restart` lets begin anew in the middle of a run.
+
+    Raises CheckpointError when the checkpoint is of another optimizer and `restart` is not asked for.
+    """
+    state = checkpoint.state
+    if checkpoint.optimizer == optimizer:
+        return state
+    if not restart:
+        raise CheckpointError(
+            f"{checkpoint.folder} was saved with optimizer.name={checkpoint.optimizer}, whose state {optimizer} cannot use: go on "
+            f"with {checkpoint.optimizer}, or say optimizer.restart=true to keep the weights and let {optimizer} begin anew."
+        )
+    return replace(state, optimizer_from=state.step)
 
 
 def committed(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Engines: how one optimizer step is computed on the devices at hand. Plain (one process or DDP) or DeepSpeed ZeRO.
 
-An engine also shows the training state as fragments: ranges of a parameter's fp32 weight and moments, by name. Every
-engine cuts parameters differently; checkpoints are written in fragments and so belong to none of them.
+An engine also shows the training state as fragments: ranges of a parameter's fp32 weight and of what the optimizer keeps
+for it, by name. Every engine cuts parameters differently; checkpoints are written in fragments and so belong to none of them.
 """
 
 import contextlib
@@ -9,8 +9,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +17,23 @@ import torch
 
 from dnascale.config import CompileMode, Config
 from dnascale.errors import NumericsError, UsageError
-from dnascale.train.optim import MOMENTS, allocate_moments, set_step
+from dnascale.train.optim import place, set_step, shared_state, states
+from dnascale.train.optimizers import Piece
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from dnascale.model.modernbert import MaskedLanguageModel
 
-#: The fp32 tensors that make up the training state of a parameter.
-KINDS = ("weight", *MOMENTS)
 _STAGES = ("zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of a parameter, flattened."""
+    """Elements [start, start + numel) of one tensor of a parameter's state, flattened."""
 
     parameter: str
+    kind: str  # "weight", or one that the optimizer keeps
     start: int
     numel: int
 
@@ -52,6 +51,10 @@ class Engine(ABC):
         #: Hugging Face's parameter names; the tied decoder weight appears once, as the embedding.
         self.parameters = dict(module.hf.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        #: The fp32 tensors that make up the training state of each parameter, by kind, and their shapes.
+        self.kinds = {
+            name: {"weight": shape, **states(config.optimizer.name, name, shape)} for name, shape in self.shapes.items()
+        }
 
     @abstractmethod
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
@@ -73,16 +76,16 @@ class Engine(ABC):
         """The fragments whose state this rank holds."""
 
     @abstractmethod
-    def get(self, fragment: Fragment, kind: str) -> torch.Tensor:
-        """fp32 [numel] of one of `KINDS`."""
+    def get(self, fragment: Fragment) -> torch.Tensor:
+        """fp32 [numel]."""
 
     @abstractmethod
-    def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
+    def put(self, fragment: Fragment, value: torch.Tensor) -> None:
         """Replaces what `get` returns."""
 
     @abstractmethod
-    def loaded(self, step: int) -> None:
-        """Called after `put`: derives what follows from the fp32 weights, and sets the optimizer's step count."""
+    def loaded(self, updates: int) -> None:
+        """Called after `put`: derives what follows from the fp32 weights, and sets how many updates the optimizer has made."""
 
     def owned(self) -> list[Fragment]:
         """The fragments this rank writes to a checkpoint: over all ranks, every element once."""
@@ -109,7 +112,6 @@ class PlainEngine(Engine):
         self.model = accelerator.prepare_model(module)
         self.optimizer = optimizer
         self.accumulation = accumulation
-        allocate_moments(optimizer, self.parameters.values())
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
@@ -137,7 +139,11 @@ class PlainEngine(Engine):
         return gradient
 
     def held(self) -> list[Fragment]:
-        return [Fragment(name, 0, parameter.numel()) for name, parameter in self.parameters.items()]
+        return [
+            Fragment(name, kind, 0, math.prod(shape))
+            for name, kinds in self.kinds.items()
+            for kind, shape in kinds.items()
+        ]
 
     def owned(self) -> list[Fragment]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -146,20 +152,26 @@ class PlainEngine(Engine):
             share = -(-whole.numel // world)
             start = min(rank * share, whole.numel)
             if numel := min(share, whole.numel - start):
-                fragments.append(Fragment(whole.parameter, start, numel))
+                fragments.append(replace(whole, start=start, numel=numel))
         return fragments
 
-    def get(self, fragment: Fragment, kind: str) -> torch.Tensor:
+    def get(self, fragment: Fragment) -> torch.Tensor:
         parameter = self.parameters[fragment.parameter]
-        tensor = parameter.data if kind == "weight" else self.optimizer.state[parameter][kind]
+        if fragment.kind == "weight":
+            tensor = parameter.data
+        else:
+            shared = shared_state(self.optimizer, fragment.parameter)
+            tensor = (
+                shared[fragment.kind] if fragment.kind in shared else self.optimizer.state[parameter][fragment.kind]
+            )
         return tensor.view(-1).narrow(0, fragment.start, fragment.numel)
 
     @torch.no_grad()
-    def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
-        self.get(fragment, kind).copy_(value)
+    def put(self, fragment: Fragment, value: torch.Tensor) -> None:
+        self.get(fragment).copy_(value)
 
-    def loaded(self, step: int) -> None:
-        set_step(self.optimizer, step)
+    def loaded(self, updates: int) -> None:
+        set_step(self.optimizer, updates)
 
 
 class DeepSpeedEngine(Engine):
@@ -177,15 +189,26 @@ class DeepSpeedEngine(Engine):
         self.name = f"zero{self.stage}"
         self.model, _ = accelerator.prepare(module, optimizer)
         self.zero = self.model.optimizer
-        allocate_moments(self.zero.optimizer, self._partitions())
+        place(self.zero.optimizer, self._pieces(), self._over_ranks if accelerator.num_processes > 1 else None)
         if self.stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()
 
-    def _partitions(self) -> list[torch.Tensor]:
-        """The flat fp32 tensors that this rank's optimizer updates, one a parameter group (and sub-group)."""
-        if self.stage < 3:
-            return self.zero.single_partition_of_fp32_groups
-        return self.zero.fp32_partitioned_groups_flat
+    def _pieces(self) -> dict[torch.Tensor, list[Piece]]:
+        """The flat fp32 tensors that this rank's optimizer updates, one a parameter group (and sub-group), and what is in them."""
+        flat = self.zero.single_partition_of_fp32_groups if self.stage < 3 else self.zero.fp32_partitioned_groups_flat
+        pieces: dict[torch.Tensor, list[Piece]] = {tensor: [] for tensor in flat}
+        for fragment in self._cut():
+            parameter = self.parameters[fragment.parameter]
+            if self.stage < 3:
+                group, offset = parameter._hp_mapping.param_group_index, parameter._hp_mapping.hp_fragment_address.start
+            else:
+                group, offset, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            pieces[flat[group]].append(Piece(fragment.parameter, fragment.start, fragment.numel, offset))
+        return pieces
+
+    def _over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        torch.distributed.all_reduce(tensor)
+        return tensor
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         self.model.set_gradient_accumulation_boundary(last)
@@ -208,6 +231,31 @@ class DeepSpeedEngine(Engine):
         return safe_get_full_grad(self.parameters[name])
 
     def held(self) -> list[Fragment]:
+        optimizer = self.zero.optimizer
+        return self._of_kinds(self._cut()) + [
+            Fragment(name, kind, 0, tensor.numel())
+            for name in self.parameters
+            for kind, tensor in shared_state(optimizer, name).items()
+        ]
+
+    def owned(self) -> list[Fragment]:
+        # What all ranks hold is kept up by those that have a piece of the parameter, and saved by the one that has its beginning.
+        first = {fragment.parameter for fragment in self._cut() if fragment.start == 0}
+        elementwise = self._of_kinds(self._cut())
+        return elementwise + [f for f in self.held()[len(elementwise) :] if f.parameter in first]
+
+    def _of_kinds(self, cut: list[Fragment]) -> list[Fragment]:
+        """The same ranges, of every kind of state that has an element for each of the parameter's."""
+        optimizer = self.zero.optimizer
+        return [
+            replace(one, kind=kind)
+            for one in cut
+            for kind in self.kinds[one.parameter]
+            if kind not in shared_state(optimizer, one.parameter)
+        ]
+
+    def _cut(self) -> list[Fragment]:
+        """The ranges of the weights that this rank holds."""
         fragments = []
         for name, parameter in self.parameters.items():
             if self.stage == 3:
@@ -220,14 +268,16 @@ class DeepSpeedEngine(Engine):
                 start = parameter._hp_mapping.lp_fragment_address.start
                 numel = parameter._hp_mapping.lp_fragment_address.numel
             if numel:
-                fragments.append(Fragment(name, start, numel))
+                fragments.append(Fragment(name, "weight", start, numel))
         return fragments
 
-    def get(self, fragment: Fragment, kind: str) -> torch.Tensor:
+    def get(self, fragment: Fragment) -> torch.Tensor:
         parameter = self.parameters[fragment.parameter]
+        if fragment.kind in (shared := shared_state(self.zero.optimizer, fragment.parameter)):
+            return shared[fragment.kind].view(-1).narrow(0, fragment.start, fragment.numel)
         if self.stage < 3:
-            return parameter._hp_mapping.get_hp_fragment(None if kind == "weight" else kind)
-        return self._local(parameter, kind)[: fragment.numel]
+            return parameter._hp_mapping.get_hp_fragment(None if fragment.kind == "weight" else fragment.kind)
+        return self._local(parameter, fragment.kind)[: fragment.numel]
 
     def _local(self, parameter: Any, kind: str) -> torch.Tensor:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
@@ -237,22 +287,22 @@ class DeepSpeedEngine(Engine):
         return safe_get_local_optimizer_state(parameter, kind)
 
     @torch.no_grad()
-    def put(self, fragment: Fragment, kind: str, value: torch.Tensor) -> None:
+    def put(self, fragment: Fragment, value: torch.Tensor) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        if self.stage < 3:
-            self.get(fragment, kind).copy_(value)
+        if self.stage < 3 or fragment.kind in shared_state(self.zero.optimizer, fragment.parameter):
+            self.get(fragment).copy_(value)
             return
         parameter = self.parameters[fragment.parameter]
-        padded = self._local(parameter, kind).clone()  # the last rank's part is padded
+        padded = self._local(parameter, fragment.kind).clone()  # the last rank's part is padded
         padded[: fragment.numel] = value
-        if kind == "weight":
+        if fragment.kind == "weight":
             safe_set_local_fp32_param(parameter, padded)
         else:
-            safe_set_local_optimizer_state(parameter, padded, kind)
+            safe_set_local_optimizer_state(parameter, padded, fragment.kind)
 
-    def loaded(self, step: int) -> None:
-        set_step(self.zero.optimizer, step)
+    def loaded(self, updates: int) -> None:
+        set_step(self.zero.optimizer, updates)
         if self.stage < 3:
             self.zero.update_lp_params()
             return
@@ -374,9 +424,3 @@ class GradientReductionCheck:
                 f"gradients are not reduced over the {self.engine.accelerator.num_processes} processes (relative "
                 f"difference {error:.2g} from their mean): each would train alone. Engine: {self.engine.name}."
             )
-
-
-def iterate_fragments(fragments: list[Fragment]) -> Iterator[tuple[Fragment, str]]:
-    for fragment in fragments:
-        for kind in KINDS:
-            yield fragment, kind

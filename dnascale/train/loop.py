@@ -26,8 +26,9 @@ from dnascale.train.distributed import choose_device, connect, from_main, togeth
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
-from dnascale.train.optim import build_optimizer, learning_rate
+from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
+from dnascale.train.schedules import learning_rate
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
 
@@ -155,8 +156,10 @@ def _assemble(config: Config) -> Job:
         screen.warn(f"{sentence} The one before is used.")
     if saved is not None:
         together(accelerator, lambda: saved.require(identity, engine.shapes))
-        checkpoint.load(saved, engine)
-        state = replace(saved.state, total_steps=config.train.steps)
+        name, restart = config.optimizer.name, config.optimizer.restart
+        state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
+        checkpoint.load(saved, engine, state)
+        state = replace(state, total_steps=config.train.steps)
     dealing = Dealing(batching.global_windows, batching.accumulation, accelerator.process_index, world)
     stream = TrainStream(reader, order, dealing, state.position, config.data.workers)
     _require_one_order(accelerator, stream)

@@ -1,57 +1,85 @@
-"""The optimizer, and the learning rate as a pure function of the step: no scheduler object, nothing to save."""
+"""The optimizer of a run: by its name, with its parameter groups, and what it keeps for each parameter."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dnascale.config import OptimizerConfig, ScheduleConfig
+from dnascale.config import OptimizerConfig
+from dnascale.train.optimizers import OPTIMIZERS, Piece, PiecewiseOptimizer, is_hidden_matrix
 
 if TYPE_CHECKING:
-    from torch import nn
-
-#: The optimizer's fp32 tensors of each parameter, by the names torch.optim.AdamW gives them.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+    from torch import Tensor, nn
 
 
-def learning_rate(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:
-    """Warm-up, stable, decay (Hu et al. 2024): the rate of optimizer step `step`, counted from 0.
-
-    Linear from peak / warm-up steps to `peak`, then constant, then linear to `final * peak`, which the step after
-    the last would have. A schedule in steps, so the same for every world size.
-    """
-    warmup_steps = round(schedule.warmup * total_steps)
-    decay_steps = round(schedule.decay * total_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    left = total_steps - step
-    if left < decay_steps:
-        return peak * (schedule.final + (1 - schedule.final) * left / decay_steps)
-    return peak
+def states(optimizer: str, parameter: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The fp32 tensors that an optimizer keeps for a parameter, and their shapes: what a checkpoint holds besides weights."""
+    which = OPTIMIZERS.get(optimizer, PiecewiseOptimizer)  # torch's AdamW keeps what the base class does
+    return dict.fromkeys(which.kinds(parameter, shape), shape) | which.shared_kinds(parameter, shape)
 
 
-def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: norms and biases (one dimension) have none."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def parameter_groups(model: "nn.Module", config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Muon's matrices apart; all other matrices; and norms and biases, which have no weight decay."""
+    parameters = {name.removeprefix("hf."): p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = [n for n, p in parameters.items() if config.name == "muon" and is_hidden_matrix(n, tuple(p.shape))]
+    other = [name for name, p in parameters.items() if p.ndim >= 2 and name not in hidden]
+    vectors = [name for name, p in parameters.items() if p.ndim < 2]
+    return [
+        {
+            "params": [parameters[name] for name in names],
+            "shapes": {name: tuple(parameters[name].shape) for name in names},
+            "hidden": names is hidden,
+            "weight_decay": 0.0 if names is vectors else config.weight_decay,
+        }
+        for names in (hidden, other, vectors)
+        if names
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=parameters[0].device.type != "meta"
+
+
+def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of that name over whole parameters, with the state of step 0, so that it can be read before the first."""
+    groups = parameter_groups(model, config)
+    common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+    if config.name == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **common, fused=True)
+    else:
+        optimizer = OPTIMIZERS[config.name](groups, **common, momentum=config.momentum)
+    place(
+        optimizer,
+        {
+            parameter: [Piece(name, 0, parameter.numel())]
+            for group in optimizer.param_groups
+            for name, parameter in zip(group["shapes"], group["params"], strict=True)
+        },
     )
+    return optimizer
 
 
-def allocate_moments(optimizer: torch.optim.Optimizer, tensors: Iterable[torch.Tensor]) -> None:
-    """Gives each tensor the AdamW state of step 0, so that it can be read and written before the first step."""
-    for tensor in tensors:
+def place(
+    optimizer: torch.optim.Optimizer,
+    pieces: "Mapping[Tensor, list[Piece]]",
+    over_ranks: "Callable[[Tensor], Tensor] | None" = None,
+) -> None:
+    """Says what parameters the tensors that `optimizer` updates are made of, and gives each the state of step 0.
+
+    `over_ranks` sums a tensor over the ranks that have the other pieces; None where each piece is a whole parameter.
+    """
+    if isinstance(optimizer, PiecewiseOptimizer):
+        optimizer.place(pieces, over_ranks)
+        return
+    for tensor in pieces:
         optimizer.state[tensor] = {
             "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
-            **{moment: torch.zeros_like(tensor, memory_format=torch.preserve_format) for moment in MOMENTS},
+            **{kind: torch.zeros_like(tensor) for kind in ("exp_avg", "exp_avg_sq")},
         }
 
 
+def shared_state(optimizer: torch.optim.Optimizer, parameter: str) -> "dict[str, Tensor]":
+    """State of a whole parameter that every rank holds, by kind."""
+    return optimizer.shared[parameter] if isinstance(optimizer, PiecewiseOptimizer) else {}
+
+
 def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Sets how many updates the moments have seen (the bias correction of Adam)."""
+    """Sets how many updates the state has seen (the bias correction of Adam)."""
     for state in optimizer.state.values():
         state["step"].fill_(float(step))

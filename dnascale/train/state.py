@@ -12,6 +12,7 @@ class TrainState:
     step: int = 0  # optimizer steps done
     tokens: int = 0  # tokens trained on
     position: int = 0  # in the order of the data: windows trained on since the beginning, over all epochs
+    optimizer_from: int = 0  # step at which the optimizer began: not 0 where another took over
     seconds: float = 0.0  # wall time spent in training steps, over all restarts
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def main(source: str, target: str, engine_name: str, data: str) -> None:
     module = MaskedLanguageModel(hf, masking, autocast=None if deepspeed else torch.bfloat16)
     engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     saved = checkpoint.require_newest(Path(source))
-    checkpoint.load(saved, engine)
+    checkpoint.load(saved, engine, saved.state)
     checkpoint.save(Path(target), engine, saved.state, saved.identity, keep=1)
     if engine_name == "zero3":
         return

@@ -66,6 +66,18 @@ def test_fp32_losses_agree_to_rounding(human_cds: Dataset, tmp_path: Path) -> No
             assert line["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=1e-3), engine
 
 
+@pytest.mark.parametrize("optimizer", ["stable_adamw", "muon", "adafactor"])
+def test_every_optimizer_makes_the_same_steps_on_every_engine(
+    human_cds: Dataset, tmp_path: Path, optimizer: str
+) -> None:
+    common = ("train.steps=5", "train.precision=fp32", f"optimizer.name={optimizer}", "optimizer.gradient_clip=0")
+    alone = train(tmp_path / "alone", human_cds, *common)
+    for engine in ("plain", "zero1", "zero3") if DEEPSPEED else ("plain",):
+        lines = train(tmp_path / engine, human_cds, *common, processes=2, engine=engine)
+        for line, reference in zip(lines, alone, strict=True):
+            assert line["loss"] == pytest.approx(reference["loss"], rel=1e-4), engine
+
+
 def test_accumulation_does_not_change_the_run(human_cds: Dataset, tmp_path: Path) -> None:
     common = ("train.steps=6", "train.precision=fp32")
     runs = [

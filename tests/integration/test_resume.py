@@ -12,6 +12,7 @@ import pytest
 from jobs import Outcome, dnascale, environment, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
+from dnascale.files import json_digest
 from dnascale.train.checkpoint import Checkpoint, committed
 
 STEPS = 16
@@ -34,6 +35,43 @@ def test_a_run_killed_with_sigkill_continues_bit_for_bit(
     assert outcome.code == 0, outcome.output
     assert "resumed  from the checkpoint of step" in outcome.output
     assert numbers(metrics(run)) == numbers(whole)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("optimizer", "processes", "engine"),
+    [("muon", 1, "plain"), ("muon", 2, "zero2"), ("adafactor", 2, "zero3"), ("stable_adamw", 2, "plain")],
+)
+def test_every_optimizer_continues_bit_for_bit(
+    human_cds: Dataset, tmp_path: Path, optimizer: str, processes: int, engine: str
+) -> None:
+    options = ("train.steps=8", "checkpoint.every=3", "checkpoint.keep=10", f"optimizer.name={optimizer}")
+    whole = train(tmp_path / "whole", human_cds, *options, processes=processes, engine=engine)
+    run = tmp_path / "killed"
+    train_until_killed(run, human_cds, *options, step=4, processes=processes, engine=engine)
+    assert numbers(train(run, human_cds, *options, processes=processes, engine=engine)) == numbers(whole)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_or_its_weights_go_on(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    other = ("optimizer.name=muon", "run.allow_change=true", "train.steps=9")
+    refused = again(run, human_cds, *other)
+    assert refused.code == 4
+    assert "was saved with optimizer.name=adamw" in refused.error
+    assert "optimizer.restart=true" in refused.error
+    restarted = dnascale(*train_words(run, human_cds, "checkpoint.every=1", *other, "optimizer.restart=true"))
+    assert restarted.code == 0, restarted.output
+    losses = [line["loss"] for line in metrics(run)]
+    assert losses[-1] < losses[0]
+    # The next start knows when Muon began: its steps are the ones of the run that went on.
+    shutil.rmtree(run / "checkpoints" / "step-00000009")
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    before = numbers(metrics(run))
+    assert dnascale(*train_words(run, human_cds, "checkpoint.every=1", *other)).code == 0
+    assert numbers(metrics(run)) == before
 
 
 @pytest.mark.faults
@@ -176,6 +214,23 @@ def test_a_checkpoint_of_another_model_is_refused(short_run: Path, human_cds: Da
     outcome = again(run, human_cds, "model.layers=3", "run.allow_change=true")
     assert outcome.code == 4
     assert "num_hidden_layers 2 -> 3" in outcome.error
+
+
+def test_a_checkpoint_of_the_first_format_goes_on(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    path = run / "checkpoints" / "step-00000004" / "MANIFEST.json"
+    body = json.loads(path.read_text())
+    for key in ("sha256", "optimizer"):
+        del body[key]
+    del body["state"]["optimizer_from"]
+    body["version"] = 1
+    path.write_text(json.dumps(body | {"sha256": json_digest(body)}))
+    outcome = again(run, human_cds)
+    assert outcome.code == 0, outcome.output
+    assert "resumed  from the checkpoint of step 4" in outcome.output
+    assert numbers(metrics(run)) == numbers(metrics(short_run))
 
 
 def test_a_run_goes_on_longer_when_asked(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
