@@ -44,7 +44,7 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
             cpu=on_cpu, mixed_precision="no", kwargs_handlers=[kwargs, InitProcessGroupKwargs(timeout=_TIMEOUT)]
         )
     else:
-        _import_deepspeed(on_cpu)
+        import_deepspeed(on_cpu)
         if "WORLD_SIZE" not in os.environ:  # started without a launcher: a group of one
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(_free_port())
@@ -73,7 +73,7 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def _import_deepspeed(on_cpu: bool) -> None:
+def import_deepspeed(on_cpu: bool) -> None:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:

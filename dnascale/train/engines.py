@@ -5,9 +5,11 @@ for it, by name. Every engine cuts parameters differently; checkpoints are writt
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
     from dnascale.model.modernbert import MaskedLanguageModel
 
-_STAGES = ("zero1", "zero2", "zero3")
+#: The files of ds_configs/.
+_STAGES = ("zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme")
 
 
 @dataclass(frozen=True)
@@ -350,7 +353,16 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
         if values.setdefault(key, "auto") not in ("auto", value):
             raise UsageError(f'{path} sets {key}={values[key]}, the run\'s configuration gives {value}: write "auto".')
         values[key] = value
+    for what in ("offload_optimizer", "offload_param"):
+        if (offload := values["zero_optimization"].get(what, {})).get("nvme_path") == "auto":
+            offload["nvme_path"] = str(_scratch(config.run.dir))
     return values
+
+
+def _scratch(run: str) -> Path:
+    """A folder of this run alone on the node's own disk (TMPDIR)."""
+    digest = hashlib.sha256(str(Path(run).resolve()).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"dnascale-offload-{digest}"
 
 
 def _config_file(engine: str) -> Path | None:

@@ -82,6 +82,8 @@ class Screen:
             f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs{lanes} "
             f"-> {config.run.dir}"
         )
+        if (plugin := engine.accelerator.deepspeed_plugin) is not None:
+            self.console.print(f"deepspeed {_filled(plugin.deepspeed_config)}")
 
     @contextlib.contextmanager
     def progress(self, state: TrainState) -> Iterator[None]:
@@ -139,3 +141,14 @@ class Screen:
         self.console.print(
             f"done     {state.step:,} steps, {state.tokens:,} tokens in {state.seconds / 60:.1f} min of training{shown}"
         )
+
+
+def _filled(deepspeed: dict[str, Any]) -> str:
+    """What stands in a DeepSpeed configuration where its file says `auto`."""
+    keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
+    filled = [f"{key}={deepspeed[key]}" for key in keys] + [f"bf16.enabled={deepspeed['bf16']['enabled']}"]
+    for what in ("offload_optimizer", "offload_param"):
+        offload = deepspeed["zero_optimization"].get(what, {})
+        filled += [f"{what}={offload['device']}"] if "device" in offload else []
+        filled += [f"{what}.nvme_path={offload['nvme_path']}"] if "nvme_path" in offload else []
+    return " · ".join(filled)

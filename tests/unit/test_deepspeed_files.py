@@ -1,0 +1,139 @@
+"""ds_configs/: every key is one that the installed DeepSpeed reads, and one that the reference explains."""
+
+import json
+import re
+from collections.abc import Iterator, KeysView
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnascale.config import load_config
+from dnascale.errors import UsageError
+from dnascale.train.engines import _STAGES, deepspeed_config
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "dnascale" / "ds_configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+class Watched(dict[str, Any]):
+    """A configuration, or a section of one, that knows which of its keys were read."""
+
+    def __init__(self, values: dict[str, Any], sections: bool = True) -> None:
+        watched = {k: Watched(v, sections=False) if sections and isinstance(v, dict) else v for k, v in values.items()}
+        super().__init__(watched)
+        self.read: set[str] = set()
+
+    def __iter__(self) -> Iterator[str]:  # without it ** would copy behind our back
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        return KeysView(self)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def unread(self, prefix: str = "") -> list[str]:
+        """What lies deeper than a section goes to pydantic, which refuses unknown keys."""
+        own = [prefix + key for key in self if key not in self.read]
+        sections = [(key, value) for key, value in self.items() if isinstance(value, Watched) and key in self.read]
+        return own + [name for key, value in sections for name in value.unread(f"{key}.")]
+
+
+def parse_by_deepspeed(values: dict[str, Any]) -> list[str]:
+    """The keys that DeepSpeed did not read. Raises what DeepSpeed raises."""
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    watched = Watched(values)
+    config = DeepSpeedConfig.__new__(DeepSpeedConfig)
+    config._param_dict = watched
+    config._initialize_params(watched)
+    return watched.unread()
+
+
+def filled(name: str, *overrides: str) -> dict[str, Any]:
+    config = load_config(
+        "nano", ["data.path=x", "train.steps=1", "train.precision=bf16", f"train.engine={name}", *overrides]
+    )
+    values = deepspeed_config(config, micro_windows=4, accumulation=1, world=2)
+    assert values is not None
+    return values
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_deepspeed_reads_every_key(name: str) -> None:
+    assert parse_by_deepspeed(filled(name)) == []
+
+
+def test_a_key_that_deepspeed_does_not_know_is_noticed() -> None:
+    assert parse_by_deepspeed({**filled("zero1"), "overlap_comm": True}) == ["overlap_comm"]
+    for section in ({"overlap_com": True}, {"offload_param": {"device": "cpu", "pinned": True}}):
+        with pytest.raises(ValueError, match=r"overlap_com|pinned"):
+            parse_by_deepspeed({**filled("zero1"), "zero_optimization": {"stage": 1, **section}})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_left_to_be_filled(name: str) -> None:
+    assert "auto" not in json.dumps(filled(name))
+
+
+def test_every_file_has_an_engine_of_its_name() -> None:
+    assert set(_STAGES) == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_timer_that_waits_for_the_device_in_each_micro_batch_is_off(name: str) -> None:
+    assert json.loads((FOLDER / f"{name}.json").read_text())["timers"]["throughput"] == {"enabled": False}
+
+
+def test_the_reference_explains_every_key() -> None:
+    page = (ROOT / "docs" / "reference" / "deepspeed.md").read_text()
+    explained = set(re.findall(r"`([a-z0-9_.]+)`", page))
+
+    def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+        return [
+            name
+            for key, value in values.items()
+            for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+        ]
+
+    for name in FILES:
+        for key in leaves(json.loads((FOLDER / f"{name}.json").read_text())):
+            short = key.removeprefix("zero_optimization.")
+            assert explained & {key, short}, f"{key} of {name}.json is not explained"
+
+
+def test_the_folder_at_the_top_is_the_one_in_the_package() -> None:
+    assert (ROOT / "ds_configs").is_symlink()
+    assert (ROOT / "ds_configs").resolve() == FOLDER.resolve()
+
+
+def test_two_runs_never_share_a_folder_on_the_nvme_disk() -> None:
+    paths = {
+        filled("zero3_nvme", f"run.dir=runs/{run}")["zero_optimization"]["offload_optimizer"]["nvme_path"]
+        for run in ("one", "two")
+    }
+    assert len(paths) == 2
+
+
+def test_an_offload_of_ones_own_is_kept(tmp_path: Path) -> None:
+    values = json.loads((FOLDER / "zero3_nvme.json").read_text())
+    values["zero_optimization"]["offload_optimizer"]["nvme_path"] = "/scratch/me"
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(values))
+    assert filled(str(own))["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/scratch/me"
+
+
+def test_a_value_that_the_run_decides_is_refused(tmp_path: Path) -> None:
+    values = json.loads((FOLDER / "zero2.json").read_text()) | {"gradient_accumulation_steps": 7}
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match="gradient_accumulation_steps=7"):
+        filled(str(own))
