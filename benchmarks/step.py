@@ -173,7 +173,7 @@ def our_steps(config: Any) -> Any:
         for step in range(10**9):
             loop._step(job, meter, 1e-4, None)
             if step % 10 == 9:  # as a run does by default
-                meter.line(job.accelerator, job.state, config, job.stream.order.epoch_windows)
+                meter.line(job.accelerator, job.state, job.order.epoch_windows)
             yield None
 
 

@@ -29,6 +29,7 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 CompileMode = Literal["layers", "whole"]
+ScheduleShape = Literal["wsd", "wsd-sqrt", "cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "stable_adamw", "muon", "adafactor"]
 
 
@@ -142,15 +143,41 @@ class OptimizerConfig(_Section):
     )
 
 
+class StageConfig(_Section):
+    """A part of a run; what it does not say is as in the rest of the configuration."""
+
+    tokens: PositiveInt | None = Field(None, description="its length; the last stage has none and goes on to the end")
+    global_batch_tokens: PositiveInt | None = None
+    context: PositiveInt | None = Field(None, description="window length, a divisor of model.context")
+    masking_rate: float | None = Field(None, gt=0, le=0.9)
+
+
 class ScheduleConfig(_Section):
+    shape: ScheduleShape = Field(
+        "wsd",
+        description="of the learning rate after the warm-up: wsd and wsd-sqrt stay, then go down; linear and cosine go down",
+    )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in linear warm-up")
-    decay: float = Field(0.2, ge=0, le=1, description="share of the steps in linear decay at the end")
-    final: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    decay: float = Field(
+        0.2, ge=0, le=1, description="share of the steps in which wsd and wsd-sqrt go down, at the end"
+    )
+    final: float = Field(
+        0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak; not of constant"
+    )
+    stages: list[StageConfig] = Field(
+        [], description="batch, context and masking rate that change over the run, in order"
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> "ScheduleConfig":
         if self.warmup + self.decay > 1:
             raise ValueError("schedule.warmup + schedule.decay must not exceed 1")
+        for number, stage in enumerate(self.stages):
+            if (stage.tokens is None) != (number == len(self.stages) - 1):
+                raise ValueError(
+                    f"schedule.stages[{number}] must {'have tokens, its length' if stage.tokens is None else 'have no tokens'}: "
+                    "every stage but the last has a length, and the last goes on to the end of the run"
+                )
         return self
 
 
@@ -224,6 +251,17 @@ class Config(_Section):
         for key in ("global_batch_tokens", "micro_batch_tokens"):
             if getattr(train, key) % context:
                 raise ValueError(f"train.{key}={getattr(train, key)} must be a multiple of model.context={context}")
+        for number, stage in enumerate(self.schedule.stages):
+            if stage.context is not None and context % stage.context:
+                raise ValueError(
+                    f"schedule.stages[{number}].context={stage.context} must divide model.context={context}, the longest: "
+                    "shorter windows are parts of whole ones"
+                )
+            if stage.global_batch_tokens is not None and stage.global_batch_tokens % context:
+                raise ValueError(
+                    f"schedule.stages[{number}].global_batch_tokens={stage.global_batch_tokens} must be a multiple of "
+                    f"model.context={context}"
+                )
         return self
 
 
@@ -342,8 +380,9 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = Config
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation if part in section.model_fields else SourceConfig
-            section = section if hasattr(section, "model_fields") else SourceConfig  # of data.sources, by name
+            section = section.model_fields[part].annotation if part in section.model_fields else section
+            if not hasattr(section, "model_fields"):  # of several: data.sources by name, schedule.stages by number
+                section = StageConfig if part == "stages" else SourceConfig
         prefix = key[: -len(str(error["loc"][-1]))]
         return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields), prefix)}"
     if error["type"] == "missing":

@@ -7,6 +7,7 @@ import numpy as np
 from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
 from dnascale.data.remote import RemoteFile
+from dnascale.data.shorter import ShorterWindows
 
 #: Shards wished for besides those that are being read, and at most in all: each wish holds an open file.
 _SHARDS, _MOST = 8, 64
@@ -17,7 +18,7 @@ _STRETCH_TOKENS, _FURTHEST_TOKENS = 1 << 24, 1 << 31
 class ShardsAhead:
     """Has the next shards of remote sources downloaded, and lets go of those that are not among them."""
 
-    def __init__(self, reader: WindowReader, order: Order, rank: int, world: int) -> None:
+    def __init__(self, reader: WindowReader, order: Order | ShorterWindows, rank: int, world: int) -> None:
         self.reader = reader
         self.order = order
         self._rank, self._world = rank, world

@@ -1,5 +1,6 @@
 """Windows gathered from mapped shards into one tensor, and windows that cover a split for evaluation."""
 
+import copy
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -61,6 +62,12 @@ class WindowReader:
                     f"split '{split}' of {dataset.location} has {shards.tokens.sum():,} tokens, fewer than one window of "
                     f"{context:,}: use a smaller model.context or more data."
                 )
+
+    def of_context(self, context: int) -> "WindowReader":
+        """A reader of the same mapped shards for windows of another length."""
+        other = copy.copy(self)
+        other.context = context
+        return other
 
     def grids(self) -> list[Grid]:
         """The windows of each source."""

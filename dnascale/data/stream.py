@@ -21,6 +21,7 @@ from dnascale.data.ahead import ShardsAhead
 from dnascale.data.corpus import open_corpus
 from dnascale.data.order import Order, Windows
 from dnascale.data.read import WindowReader
+from dnascale.data.shorter import ShorterWindows
 from dnascale.errors import DataError, DnascaleError
 from dnascale.files import json_digest
 
@@ -90,7 +91,7 @@ class TrainStream:
     """
 
     def __init__(
-        self, reader: WindowReader, order: Order, dealing: Dealing, position: int = 0, workers: int = 0
+        self, reader: WindowReader, order: Order | ShorterWindows, dealing: Dealing, position: int = 0, workers: int = 0
     ) -> None:
         self.reader = reader
         self.order = order
@@ -220,7 +221,7 @@ def open_order(
 class _Chunks(TorchDataset[Any]):
     """What one rank reads, many steps at a time."""
 
-    def __init__(self, reader: WindowReader, order: Order, dealing: Dealing) -> None:
+    def __init__(self, reader: WindowReader, order: Order | ShorterWindows, dealing: Dealing) -> None:
         self.reader = reader
         self.order = order
         self.dealing = dealing

@@ -118,6 +118,8 @@ class MaskedLanguageModel(nn.Module):
         By layers, equal ones are compiled once, in seconds, and gradients are ready layer by layer, while others are still
         computed. As a whole it has the fewest launches, for small models, and takes minutes for deep ones.
         """
+        # Another length or masking rate is another graph, and so is more room for records.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         if how == "whole":
             self.compile(fullgraph=True, dynamic=False)
             return

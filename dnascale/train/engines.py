@@ -60,6 +60,10 @@ class Engine(ABC):
         }
 
     @abstractmethod
+    def divide(self, micro_windows: int, accumulation: int) -> None:
+        """From now on a step has `accumulation` micro-batches of so many windows. Called between steps."""
+
+    @abstractmethod
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; `last` of its step reduces over ranks. Returns the loss sums [4]."""
 
@@ -114,6 +118,9 @@ class PlainEngine(Engine):
         self.name = "plain" if accelerator.num_processes == 1 else "ddp"
         self.model = accelerator.prepare_model(module)
         self.optimizer = optimizer
+        self.accumulation = accumulation
+
+    def divide(self, micro_windows: int, accumulation: int) -> None:
         self.accumulation = accumulation
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
@@ -212,6 +219,10 @@ class DeepSpeedEngine(Engine):
     def _over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         torch.distributed.all_reduce(tensor)
         return tensor
+
+    def divide(self, micro_windows: int, accumulation: int) -> None:
+        self.model.set_train_micro_batch_size(micro_windows)
+        self.model.set_train_batch_size(micro_windows * accumulation * self.accelerator.num_processes)
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         self.model.set_gradient_accumulation_boundary(last)

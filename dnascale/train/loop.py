@@ -18,17 +18,19 @@ from dnascale.data.corpus import Corpus
 from dnascale.data.masking import Masking
 from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
+from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Batch, Dealing, TrainStream
-from dnascale.errors import CheckpointError, DataError, UsageError
+from dnascale.errors import CheckpointError, DataError
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
+from dnascale.train.batching import Batching, divide_batch
 from dnascale.train.distributed import choose_device, connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
-from dnascale.train.schedules import learning_rate
+from dnascale.train.schedules import Stage, learning_rate, stage_at, stages, steps_within
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
 
@@ -42,34 +44,6 @@ _MODEL_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_lay
                "layer_types", "local_attention", "max_position_embeddings")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Batching:
-    """How a global batch is divided: global = world x accumulation x micro, in windows."""
-
-    global_windows: int
-    micro_windows: int
-    accumulation: int
-    world: int
-
-
-def divide_batch(config: Config, world: int) -> Batching:
-    """The micro-batch is capped by the global batch; accumulation follows. Raises UsageError unless it divides."""
-    context = config.model.context
-    windows = config.train.global_batch_tokens // context
-    if windows % world:
-        raise UsageError(
-            f"train.global_batch_tokens={config.train.global_batch_tokens} is {windows} windows of {context}, which "
-            f"{world} processes cannot share equally: make it a multiple of {world * context}."
-        )
-    micro = min(config.train.micro_batch_tokens // context, windows // world)
-    if windows % (world * micro):
-        raise UsageError(
-            f"train.global_batch_tokens={config.train.global_batch_tokens} is not a multiple of {world} processes x "
-            f"train.micro_batch_tokens={micro * context}: change one of them."
-        )
-    return Batching(windows, micro, windows // (world * micro), world)
-
-
 @dataclass
 class Job:
     """A run that is ready to take steps."""
@@ -77,8 +51,11 @@ class Job:
     config: Config
     run: Path
     accelerator: "Accelerator"
+    stages: list[Stage]
+    stage: Stage
     batching: Batching
     corpus: Corpus
+    order: Order
     valid: WindowReader | None
     engine: Engine
     identity: checkpoint.Identity
@@ -116,7 +93,10 @@ def _assemble(config: Config) -> Job:
     # Join the other processes.
     config = settle_precision(config, choose_device(config.train.device))
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    batching = divide_batch(config, world)
+    of_run = stages(config)
+    batchings = [divide_batch(config, stage, world) for stage in of_run]
+    # Such that DeepSpeed makes room for gradients that accumulate, if any stage does.
+    batching = max(batchings, key=lambda one: one.accumulation)
     deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
     accelerator = connect(config.train, deepspeed)
     run = Path(config.run.dir)
@@ -138,7 +118,7 @@ def _assemble(config: Config) -> Job:
         accelerator.device
     )
     config = from_main(accelerator, lambda: settle_config(run, config))
-    config = _with_steps(accelerator, config, batching, reader, order, module, screen)
+    config = _with_steps(accelerator, config, of_run, reader, order, module, screen)
     assert config.train.steps is not None
 
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
@@ -160,13 +140,41 @@ def _assemble(config: Config) -> Job:
         state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
         checkpoint.load(saved, engine, state)
         state = replace(state, total_steps=config.train.steps)
-    dealing = Dealing(batching.global_windows, batching.accumulation, accelerator.process_index, world)
-    stream = TrainStream(reader, order, dealing, state.position, config.data.workers)
+    stage = stage_at(of_run, state.position)
+    stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
     _require_one_order(accelerator, stream)
-    return Job(
-        config, run, accelerator, batching, corpus, valid, engine, identity, state, stream, screen,
+    job = Job(
+        config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
         resumed=saved is not None,
     )  # fmt: skip
+    _enter(job, stage)
+    return job
+
+
+def _enter(job: Job, stage: Stage) -> None:
+    """Goes over to the batch, context and masking rate of a stage."""
+    job.stage = stage
+    job.batching = divide_batch(job.config, stage, job.accelerator.num_processes)
+    job.stream = _open_stream(job.config, job.stream.reader, job.order, job.stages, job.state.position, job.accelerator)
+    job.engine.divide(job.batching.micro_windows, job.batching.accumulation)
+    masking = job.engine.module.masking
+    job.engine.module.masking = replace(masking, rate=stage.masking_rate)
+
+
+def _open_stream(
+    config: Config, reader: WindowReader, order: Order, of_run: list[Stage], position: int, accelerator: "Accelerator"
+) -> TrainStream:
+    """The windows from `position` (in windows of model.context) to the end of its stage, as this rank sees them."""
+    stage, rank, world = stage_at(of_run, position), accelerator.process_index, accelerator.num_processes
+    batching = divide_batch(config, stage, world)
+    dealing = Dealing(batching.global_windows, batching.accumulation, rank, world)
+    parts = config.model.context // stage.context
+    if parts == 1:
+        return TrainStream(reader.of_context(stage.context), order, dealing, position, config.data.workers)
+    count = None if stage.steps is None else stage.steps * stage.global_batch_tokens // config.model.context
+    shorter = ShorterWindows(order, parts, stage.first_window, count)
+    place = (position - stage.first_window) * parts
+    return TrainStream(reader.of_context(stage.context), shorter, dealing, place, config.data.workers)
 
 
 def _take_steps(job: Job, recorder: Recorder) -> float | None:
@@ -177,6 +185,9 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
     valid_loss: float | None = None
     with job.screen.progress(state), _without_garbage_collection():
         while state.step < state.total_steps:
+            if (stage := stage_at(job.stages, state.position)) is not job.stage:
+                _enter(job, stage)
+                job.screen.stage(state, stage)
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
             _step(job, meter, rate, check)
             check = None
@@ -184,7 +195,7 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
             save = last or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if save or state.step % config.log.every == 0:
-                line = meter.line(job.accelerator, state, config, job.stream.order.epoch_windows)
+                line = meter.line(job.accelerator, state, job.order.epoch_windows)
                 recorder.write("train", **line)
                 gc.collect(1)
                 job.screen.step(state, line, valid_loss)
@@ -212,11 +223,11 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
     if check is not None:
         _require_distinct(job.accelerator, meter.digest)
         check.finish()
-    meter.stepped(job.engine.step(rate), rate)
+    meter.stepped(job.engine.step(rate), rate, job.stage.global_batch_tokens)
     state = job.state
     state.step += 1
-    state.tokens += job.config.train.global_batch_tokens
-    state.position = job.stream.position
+    state.tokens += job.stage.global_batch_tokens
+    state.position += job.stage.global_batch_tokens // job.config.model.context
 
 
 def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
@@ -252,7 +263,7 @@ def _verify(
 def _with_steps(
     accelerator: "Accelerator",
     config: Config,
-    batching: Batching,
+    of_run: list[Stage],
     reader: WindowReader,
     order: Order,
     module: "MaskedLanguageModel",
@@ -263,23 +274,27 @@ def _with_steps(
         return config
     if config.train.minutes is not None:
         screen.note("timing a few steps to fit train.minutes")
-        seconds = _time_step(
-            accelerator, config, batching, TrainStream(reader, order, Dealing(batching.micro_windows)), module
-        )
-        return with_steps(config, max(10, int(config.train.minutes * 60 / seconds)))
+        seconds = [_time_step(accelerator, config, stage, reader, order, module) for stage in of_run]
+        return with_steps(config, max(10, steps_within(of_run, config.train.minutes * 60, seconds)))
     assert config.train.epochs is not None
-    return with_steps(config, max(1, round(config.train.epochs * order.epoch_windows / batching.global_windows)))
+    tokens = config.train.epochs * order.epoch_windows * config.model.context
+    return with_steps(config, steps_within(of_run, tokens, [stage.global_batch_tokens for stage in of_run]))
 
 
 def _time_step(
     accelerator: "Accelerator",
     config: Config,
-    batching: Batching,
-    stream: TrainStream,
+    stage: Stage,
+    reader: WindowReader,
+    order: Order,
     module: "MaskedLanguageModel",
 ) -> float:
-    """Seconds of one optimizer step of a copy of the bare model here; the slowest rank counts."""
+    """Seconds of one optimizer step of a stage, by a copy of the bare model here; the slowest rank counts."""
+    batching = divide_batch(config, stage, accelerator.num_processes)
+    shorter = ShorterWindows(order, config.model.context // stage.context, 0)
+    stream = TrainStream(reader.of_context(stage.context), shorter, Dealing(batching.micro_windows))
     trial = copy.deepcopy(module)
+    trial.masking = replace(trial.masking, rate=stage.masking_rate)
     if config.train.precision == "bf16":
         trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
     if (how := compile_mode(config, accelerator)) is not None:
@@ -321,7 +336,7 @@ def _open_recorder(job: Job) -> Recorder:
 
 def _announce(job: Job) -> None:
     """Says what will happen, before it does: device, dtype, attention and engine first, then every derived number."""
-    job.screen.header(job.config, job.engine, job.batching, job.corpus, job.stream, job.state)
+    job.screen.header(job.config, job.engine, job.stages, job.corpus, job.order, job.state)
     if job.valid is None:
         job.screen.warn("the data hold out no valid split of a window or more: nothing is evaluated while training.")
     if job.resumed:
@@ -380,7 +395,8 @@ def _validate(job: Job) -> float:
 
     job.engine.module.eval()
     result = held_out_loss(
-        job.engine.forward, job.valid, job.corpus.vocabulary, accelerator.device, job.batching.micro_windows,
+        job.engine.forward, job.valid, job.corpus.vocabulary, accelerator.device,
+        max(1, job.batching.micro_windows * job.stage.context // job.config.model.context),
         max_windows=job.config.evaluation.windows, passes=1,
         rank=accelerator.process_index, world=world, reduce=over_ranks,
     )  # fmt: skip

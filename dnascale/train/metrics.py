@@ -147,6 +147,7 @@ class Meter:
         self._sums.zero_()
         self._norms: list[torch.Tensor] = []  # gradient norm of each step, on the device
         self._rates: list[float] = []  # learning rate of each step
+        self._tokens = 0
         self.digest = 0
         self._waited = 0.0
         self._started = time.monotonic()
@@ -155,10 +156,11 @@ class Meter:
         self.digest += windows.digest()
         self._sums += sums
 
-    def stepped(self, gradient_norm: torch.Tensor, learning_rate: float) -> None:
+    def stepped(self, gradient_norm: torch.Tensor, learning_rate: float, tokens: int) -> None:
         """An optimizer step was taken; its gradient norm is read when the line is made."""
         self._norms.append(gradient_norm)
         self._rates.append(learning_rate)
+        self._tokens += tokens
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -178,7 +180,6 @@ class Meter:
         self,
         accelerator: "Accelerator",
         state: TrainState,
-        config: Config,
         epoch_windows: int,
     ) -> dict[str, Any]:
         """The line to write, summed over ranks; begins anew. Collective.
@@ -211,7 +212,7 @@ class Meter:
             "learning_rate": self._rates[-1],
             "gradient_norm": norms[-1],
             "windows_digest": int(digest),
-            "tokens_per_second": steps * config.train.global_batch_tokens / elapsed,
+            "tokens_per_second": self._tokens / elapsed,
             "data_wait": self._waited / elapsed,
             "seconds": state.seconds,
         }

@@ -2,20 +2,23 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
+from dnascale.train.batching import divide_batch
 from dnascale.train.metrics import LN4
+from dnascale.train.schedules import tokens_of
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
     from dnascale.config import Config
     from dnascale.data.corpus import Corpus
-    from dnascale.data.stream import TrainStream
+    from dnascale.data.order import Order
     from dnascale.train.engines import Engine
-    from dnascale.train.loop import Batching
+    from dnascale.train.schedules import Stage
 
 T = TypeVar("T")
 _LINES = 25  # of progress in a log file; a terminal has the bar
@@ -31,14 +34,15 @@ class Screen:
         self._bar: Any = None
         self._printed = -1
         self._task: Any = None
+        self._tokens = 0  # of the whole run
 
     def header(
         self,
         config: "Config",
         engine: "Engine",
-        batching: "Batching",
+        of_run: "Sequence[Stage]",
         corpus: "Corpus",
-        stream: "TrainStream",
+        order: "Order",
         state: TrainState,
     ) -> None:
         """First line: device, dtype, attention, engine. Then every derived number."""
@@ -51,35 +55,45 @@ class Screen:
             dtype = "bf16 weights, fp32 masters"
         records = "records kept apart" if config.data.separate_records else "records mixed"
         how = {"layers": " · compiled by layers", "whole": " · compiled as a whole", None: ""}
-        processes = f"{batching.world} process{'es' if batching.world > 1 else ''}"
+        world = engine.accelerator.num_processes
+        processes = f"{world} process{'es' if world > 1 else ''}"
         self.console.print(
             f"{where} · {dtype} · attention: {engine.module.attention} ({records}){how[engine.compiled]} · {engine.name} · "
             f"{processes}",
             style="bold",
         )
-        context, windows = config.model.context, stream.order.epoch_windows
+        context = config.model.context
         shares = np.array(corpus.weights) / sum(corpus.weights)
         data = "".join(
             f"data     {f'{name}: ' if len(shares) > 1 else ''}{dataset.location}: {dataset.split('train').records:,} records, "
             f"{dataset.split('train').bases:,} bases, {grid.count:,} windows an epoch"
             + (f", {share:.2%} of the windows" if len(shares) > 1 else "")
             + "\n"
-            for (name, dataset), grid, share in zip(corpus.sources.items(), stream.order.grids, shares, strict=True)
+            for (name, dataset), grid, share in zip(corpus.sources.items(), order.grids, shares, strict=True)
         )
         lanes = f", {config.data.lanes} lanes of {config.data.lane_windows:,} windows" if config.data.lanes else ""
         parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(
             torch.Size(shape).numel() for shape in engine.shapes.values()
         )  # fmt: skip
         predicted = "bases" if corpus.vocabulary.one_base_a_token else f"tokens ({corpus.vocabulary.name})"
-        total = state.total_steps * config.train.global_batch_tokens
+        steps = ""
+        for number, stage in enumerate(of_run, start=1):
+            batching = divide_batch(config, stage, world)
+            masked = replace(engine.module.masking, rate=stage.masking_rate).count(stage.context)
+            length = f"{stage.steps:,} steps of " if stage.steps is not None else ""
+            steps += (
+                f"{f'stage {number}' if len(of_run) > 1 else 'step':<9}{length}{stage.global_batch_tokens:,} tokens = {world} x "
+                f"{batching.accumulation} x {batching.micro_windows} windows (processes x accumulation x micro-batch); {masked} of "
+                f"{stage.context} {predicted} predicted\n"
+            )
+        self._tokens = tokens_of(of_run, state.total_steps)
         self.console.print(
             f"model    {parameters:,} parameters: {config.model.layers} layers of {config.model.hidden_size}, "
             f"context {context}\n"
             f"{data}"
-            f"step     {config.train.global_batch_tokens:,} tokens = {batching.world} x {batching.accumulation} x "
-            f"{batching.micro_windows} windows (processes x accumulation x micro-batch); "
-            f"{engine.module.masking.count(context)} of {context} {predicted} predicted\n"
-            f"run      {state.total_steps:,} steps = {total:,} tokens = {total / (windows * context):.2f} epochs{lanes} "
+            f"{steps}"
+            f"run      {state.total_steps:,} steps = {self._tokens:,} tokens = "
+            f"{self._tokens / (order.epoch_windows * context):.2f} epochs{lanes} "
             f"-> {config.run.dir}"
         )
         if (plugin := engine.accelerator.deepspeed_plugin) is not None:
@@ -87,18 +101,18 @@ class Screen:
 
     @contextlib.contextmanager
     def progress(self, state: TrainState) -> Iterator[None]:
-        """A bar over the steps while the block runs."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        """A bar over the tokens while the block runs: steps may differ in how many they take."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         if not self.console.is_terminal or self.console.quiet:
             yield
             return
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"), console=self.console, transient=True,
         )  # fmt: skip
         with self._bar:
-            self._task = self._bar.add_task("training", total=state.total_steps, completed=state.step, numbers="")
+            self._task = self._bar.add_task("training", total=self._tokens, completed=state.tokens, numbers="")
             yield
         self._bar = None
 
@@ -109,10 +123,17 @@ class Screen:
         if valid_loss is not None:
             numbers += f"  valid {valid_loss:.4f}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=state.step, numbers=numbers)
+            where = f"training {state.step:,}/{state.total_steps:,}"
+            self._bar.update(self._task, description=where, completed=state.tokens, numbers=numbers)
         elif state.step * _LINES // state.total_steps > self._printed or state.step == state.total_steps:
             self._printed = state.step * _LINES // state.total_steps
             self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  {numbers}")
+
+    def stage(self, state: TrainState, stage: "Stage") -> None:
+        self.note(
+            f"step {state.step:>6,}/{state.total_steps:,}  from here on {stage.global_batch_tokens:,} tokens a step, windows of "
+            f"{stage.context:,}, {stage.masking_rate:g} masked"
+        )
 
     def valid(self, state: TrainState, loss: float) -> None:
         self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  valid loss {loss:.4f} nats per base")

@@ -10,16 +10,18 @@ from dnascale.data.masking import Masking
 from dnascale.data.shards import load_dataset
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.train import checkpoint
+from dnascale.train.batching import divide_batch
 from dnascale.train.distributed import connect
 from dnascale.train.engines import build_engine, deepspeed_config
-from dnascale.train.loop import divide_batch
 from dnascale.train.optim import build_optimizer
+from dnascale.train.schedules import stages
 
 
 def main(source: str, target: str, engine_name: str, data: str) -> None:
     config = load_config(f"{source}/config.yaml", [f"train.engine={engine_name}"])
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    batching = divide_batch(config, world)
+    (stage,) = stages(config)
+    batching = divide_batch(config, stage, world)
     deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
     accelerator = connect(config.train, deepspeed)
     dataset = load_dataset(Path(data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dnascale.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from dnascale.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, parse
+from dnascale.errors import UsageError
 from dnascale.model.modernbert import build
 from dnascale.train.optim import build_optimizer, set_step
-from dnascale.train.schedules import learning_rate
+from dnascale.train.schedules import Stage, learning_rate, stage_at, stages, steps_within, tokens_of
 from dnascale.vocab import CHARACTER
 
 
@@ -74,6 +76,92 @@ def test_without_warm_up_the_first_rate_and_without_decay_the_last_is_the_peak()
 def test_rate_depends_on_the_step_and_the_length_alone() -> None:
     one = rates(300, schedule())
     assert [learning_rate(step, 300, 2.0, schedule()) for step in reversed(range(300))] == one[::-1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("wsd", [1, 2, 2, 2, 2, 2, 2, 1.625, 1.25, 0.875]),
+        ("wsd-sqrt", [1, 2, 2, 2, 2, 2, 2, 0.5 + 1.5 * 0.5, 0.5 + 1.5 * (1 - 0.5**0.5), 0.5 + 1.5 * (1 - 0.75**0.5)]),
+        ("constant", [1, *[2] * 9]),
+        ("linear", [1, 2, 2, *[0.5 + 1.5 * left / 8 for left in range(7, 0, -1)]]),
+        ("cosine", [1, 2, 2, *[0.5 + 0.75 * (1 + np.cos(np.pi * done / 8)) for done in range(1, 8)]]),
+    ],
+)
+def test_every_shape_is_the_one_drawn_by_hand(shape: str, expected: list[float]) -> None:
+    found = rates(10, ScheduleConfig(shape=shape, warmup=0.2, decay=0.4, final=0.25))
+    assert found == pytest.approx(expected)
+
+
+@given(
+    shape=st.sampled_from(["wsd", "wsd-sqrt", "cosine", "linear", "constant"]),
+    total=st.integers(1, 500),
+    warmup=st.floats(0, 0.5),
+    decay=st.floats(0, 0.5),
+    final=st.floats(0, 1),
+)
+def test_every_shape_never_rises_after_the_warm_up(
+    shape: str, total: int, warmup: float, decay: float, final: float
+) -> None:
+    found = rates(total, ScheduleConfig(shape=shape, warmup=warmup, decay=decay, final=final), peak=1.0)
+    after = found[max(round(warmup * total) - 1, 0) :]
+    assert all(b <= a + 1e-12 for a, b in pairwise(after))
+    assert min(after) >= final - 1e-12
+    assert after[0] == 1.0
+
+
+# --- stages ---
+
+
+def staged(*of_run: dict[str, Any]) -> Config:
+    values = {
+        "data": {"path": "x"}, "run": {"dir": "y"}, "schedule": {"stages": list(of_run)},
+        "model": {"hidden_size": 8, "layers": 1, "heads": 1, "intermediate_size": 8, "context": 64},
+        "train": {"steps": 10, "global_batch_tokens": 256, "micro_batch_tokens": 64},
+    }  # fmt: skip
+    return parse(values, "test")
+
+
+def test_a_run_without_stages_is_one_stage_to_the_end() -> None:
+    assert stages(staged()) == [Stage(0, None, 256, 64, 0.2)]
+
+
+def test_stages_follow_each_other_in_windows_of_the_longest_context() -> None:
+    found = stages(
+        staged({"tokens": 1000, "context": 16}, {"tokens": 640, "global_batch_tokens": 64}, {"masking_rate": 0.1})
+    )
+    assert found == [Stage(0, 4, 256, 16, 0.2), Stage(16, 10, 64, 64, 0.2), Stage(26, None, 256, 64, 0.1)]
+    assert [stage_at(found, p).first_window for p in (0, 15, 16, 25, 26, 10**9)] == [0, 0, 16, 16, 26, 26]
+    assert [tokens_of(found, n) for n in (0, 4, 5, 14, 16)] == [0, 1024, 1088, 1664, 1664 + 512]
+
+
+@given(steps=st.integers(1, 40), lengths=st.lists(st.integers(1, 2000), max_size=3))
+def test_steps_and_tokens_agree(steps: int, lengths: list[int]) -> None:
+    of_run = stages(staged(*({"tokens": n, "global_batch_tokens": 64 * (i + 1)} for i, n in enumerate(lengths)), {}))
+    tokens = tokens_of(of_run, steps)
+    costs = [stage.global_batch_tokens for stage in of_run]
+    assert steps_within(of_run, tokens, costs) == steps
+    position = tokens_of(of_run, steps - 1) // 64
+    assert tokens - tokens_of(of_run, steps - 1) == stage_at(of_run, position).global_batch_tokens
+
+
+@pytest.mark.parametrize(
+    ("of_run", "sentence"),
+    [
+        ([{"tokens": 64}], "schedule.stages[0] must have no tokens"),
+        ([{}, {}], "schedule.stages[0] must have tokens, its length"),
+        ([{"context": 48}], "schedule.stages[0].context=48 must divide model.context=64"),
+        (
+            [{"tokens": 64}, {"global_batch_tokens": 32}],
+            "schedule.stages[1].global_batch_tokens=32 must be a multiple of",
+        ),
+        ([{"contxt": 16}], "unknown key 'schedule.stages.0.contxt' (did you mean 'schedule.stages.0.context'?)"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused_by_a_sentence(of_run: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        staged(*of_run)
+    assert sentence in str(error.value)
 
 
 # --- AdamW ---

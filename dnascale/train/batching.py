@@ -1,0 +1,38 @@
+"""How a global batch is divided over processes, accumulation and micro-batches."""
+
+from dataclasses import dataclass
+
+from dnascale.config import Config
+from dnascale.errors import UsageError
+from dnascale.train.schedules import Stage
+
+
+@dataclass(frozen=True)
+class Batching:
+    """global = world x accumulation x micro, in windows."""
+
+    global_windows: int
+    micro_windows: int
+    accumulation: int
+    world: int
+
+
+def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
+    """The micro-batch is capped by the global batch; accumulation follows. Raises UsageError unless it divides."""
+    context, tokens = stage.context, stage.global_batch_tokens
+    where = (
+        "train.global_batch_tokens" if tokens == config.train.global_batch_tokens else "global_batch_tokens of a stage"
+    )
+    windows = tokens // context
+    if windows % world:
+        raise UsageError(
+            f"{where}={tokens} is {windows} windows of {context}, which {world} processes cannot share equally: make it a multiple "
+            f"of {world * context}."
+        )
+    micro = min(config.train.micro_batch_tokens // context, windows // world)
+    if windows % (world * micro):
+        raise UsageError(
+            f"{where}={tokens} is not a multiple of {world} processes x train.micro_batch_tokens={micro * context}: change one of "
+            "them."
+        )
+    return Batching(windows, micro, windows // (world * micro), world)

@@ -1,0 +1,85 @@
+"""Batch, context and masking rate that change over a run: exact on any engine, and wherever it is interrupted."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import DEEPSPEED, dnascale, metrics, numbers, train, train_until_killed, train_words
+
+from dnascale.data.shards import Dataset
+
+#: Steps 1 to 4 are short windows in small batches, 5 to 7 longer ones, the rest are whole. 13 steps = 25,600 tokens.
+STAGES = (
+    "schedule.stages=[{tokens: 4096, context: 16, global_batch_tokens: 1024, masking_rate: 0.4}, "
+    "{tokens: 9000, context: 32, masking_rate: 0.3, global_batch_tokens: 3072}, {masking_rate: 0.1}]"
+)
+OPTIONS = (STAGES, "train.steps=13", "checkpoint.every=1", "checkpoint.keep=20", "train.precision=fp32")
+
+
+@pytest.fixture(scope="module")
+def whole(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("stages") / "run"
+    train(run, human_cds, *OPTIONS)
+    return run
+
+
+def test_tokens_positions_and_losses_follow_the_stages(whole: Path) -> None:
+    lines = metrics(whole)
+    assert [line["tokens"] for line in lines] == [
+        1024,
+        2048,
+        3072,
+        4096,
+        7168,
+        10240,
+        13312,
+        *range(15360, 25601, 2048),
+    ]
+    assert [line["position"] * 64 for line in lines] == [line["tokens"] for line in lines]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("step", [2, 4, 7, 9])
+def test_a_run_cut_off_in_any_stage_or_between_two_continues_to_the_bit(
+    whole: Path, human_cds: Dataset, tmp_path: Path, step: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for later in range(step + 1, 14):
+        shutil.rmtree(run / "checkpoints" / f"step-{later:08d}")
+    outcome = dnascale(*train_words(run, human_cds, *OPTIONS))
+    assert f"resumed  from the checkpoint of step {step}\n" in outcome.output
+    assert numbers(metrics(run)) == numbers(metrics(whole))
+
+
+@pytest.mark.faults
+def test_a_run_killed_in_the_middle_continues_to_the_bit(whole: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = (*OPTIONS[:2], "checkpoint.every=3", "checkpoint.keep=20", "train.precision=fp32")
+    train_until_killed(run, human_cds, *options, step=5)
+    assert numbers(train(run, human_cds, *options)) == numbers(metrics(whole))
+
+
+@pytest.mark.parametrize("engine", ["plain", "zero2", "zero3"] if DEEPSPEED else ["plain"])
+def test_two_processes_see_the_same_windows_and_learn_the_same(
+    whole: Path, human_cds: Dataset, tmp_path: Path, engine: str
+) -> None:
+    lines: list[dict[str, Any]] = train(
+        tmp_path / "run", human_cds, *OPTIONS[:2], *OPTIONS[4:], processes=2, engine=engine
+    )
+    for line, alone in zip(lines, metrics(whole), strict=True):
+        assert (line["windows_digest"], line["tokens"]) == (alone["windows_digest"], alone["tokens"])
+        assert line["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+def test_every_stage_is_announced_and_its_steps_are_counted_by_epochs(human_cds: Dataset, tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", human_cds, STAGES, "train.epochs=0.005")
+    outcome = dnascale(*words)
+    assert outcome.code == 0, outcome.output
+    assert "stage 1  4 steps of 1,024 tokens = 1 x 2 x 32 windows" in outcome.output
+    assert "6 of 16 bases predicted" in outcome.output
+    assert "stage 3  2,048 tokens = 1 x 4 x 8 windows" in outcome.output
+    assert "= 0.01 epochs" in outcome.output
+    assert "from here on 3,072 tokens a step, windows of 32, 0.3 masked" in outcome.output
