@@ -217,8 +217,9 @@ class DeepSpeedEngine(Engine):
         return pieces
 
     def _over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        torch.distributed.all_reduce(tensor)
-        return tensor
+        there = tensor.to(self.accelerator.device)  # offloaded state is in host memory, which NCCL does not reach
+        torch.distributed.all_reduce(there)
+        return tensor if there is tensor else tensor.copy_(there)
 
     def divide(self, micro_windows: int, accumulation: int) -> None:
         self.model.set_train_micro_batch_size(micro_windows)
@@ -364,6 +365,12 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
         if values.setdefault(key, "auto") not in ("auto", value):
             raise UsageError(f'{path} sets {key}={values[key]}, the run\'s configuration gives {value}: write "auto".')
         values[key] = value
+    on_disk = values["zero_optimization"].get("offload_optimizer", {}).get("device") == "nvme"
+    if on_disk and config.optimizer.name != "adamw":
+        raise UsageError(
+            f"{path} keeps the optimizer's state on NVMe, where {config.optimizer.name} cannot reach what it needs of whole "
+            "parameters: use optimizer.name=adamw, or offload to memory (zero3_offload)."
+        )
     for what in ("offload_optimizer", "offload_param"):
         if (offload := values["zero_optimization"].get(what, {})).get("nvme_path") == "auto":
             offload["nvme_path"] = str(_scratch(config.run.dir))

@@ -137,3 +137,9 @@ def test_a_value_that_the_run_decides_is_refused(tmp_path: Path) -> None:
     own.write_text(json.dumps(values))
     with pytest.raises(UsageError, match="gradient_accumulation_steps=7"):
         filled(str(own))
+
+
+def test_state_on_nvme_is_for_adamw_alone() -> None:
+    config = load_config("nano", ["data.path=x", "train.steps=1", "train.engine=zero3_nvme", "optimizer.name=muon"])
+    with pytest.raises(UsageError, match="use optimizer[.]name=adamw, or offload to memory"):
+        deepspeed_config(config, 4, 1, 1)
