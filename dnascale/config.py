@@ -188,7 +188,9 @@ class TrainConfig(_Section):
     )
     epochs: PositiveFloat | None = Field(None, description="passes over the training split")
     global_batch_tokens: PositiveInt = Field(description="tokens of one optimizer step over all devices")
-    micro_batch_tokens: PositiveInt = Field(description="tokens of one forward pass on one device")
+    micro_batch_tokens: PositiveInt | Literal["auto"] = Field(
+        description="tokens of one forward pass on one device; auto = the most that every device has memory for"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="of matrix products; auto = bf16 where the device is faster with it, else fp32"
     )
@@ -249,7 +251,7 @@ class Config(_Section):
                 "say how long to train (or repeat what the run began with): train.steps, train.minutes or train.epochs"
             )
         for key in ("global_batch_tokens", "micro_batch_tokens"):
-            if getattr(train, key) % context:
+            if getattr(train, key) != "auto" and getattr(train, key) % context:
                 raise ValueError(f"train.{key}={getattr(train, key)} must be a multiple of model.context={context}")
         for number, stage in enumerate(self.schedule.stages):
             if stage.context is not None and context % stage.context:

@@ -48,6 +48,12 @@ class PeerError(DnascaleError):
     exit_code = 7
 
 
+class MemoryShortage(DnascaleError):
+    """A device, or the host, that has too little memory for the step."""
+
+    exit_code = 8
+
+
 def printable(text: str) -> str:
     """The same text, in which what moves a terminal's cursor, or is not UTF-8, is escaped."""
     return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

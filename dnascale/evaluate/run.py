@@ -70,7 +70,8 @@ def evaluate(
         if progress is not None:
             progress("evaluating", done, total)
 
-    batch_windows = max(1, run.config.train.micro_batch_tokens // run.config.model.context)
+    micro = run.config.train.micro_batch_tokens  # a run's own file has a number
+    batch_windows = 1 if micro == "auto" else max(1, micro // run.config.model.context)
     loss = held_out_loss(model.logits, reader, corpus.vocabulary, chosen, batch_windows, progress=advance)
     families = itertools.count()
     baselines = fit_and_score(

@@ -18,7 +18,10 @@ class Batching:
 
 
 def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
-    """The micro-batch is capped by the global batch; accumulation follows. Raises UsageError unless it divides."""
+    """The micro-batch is capped by the global batch; accumulation follows. Raises UsageError unless it divides.
+
+    Before `auto` is settled, the smallest micro-batch stands for it.
+    """
     context, tokens = stage.context, stage.global_batch_tokens
     where = (
         "train.global_batch_tokens" if tokens == config.train.global_batch_tokens else "global_batch_tokens of a stage"
@@ -29,7 +32,8 @@ def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
             f"{where}={tokens} is {windows} windows of {context}, which {world} processes cannot share equally: make it a multiple "
             f"of {world * context}."
         )
-    micro = min(config.train.micro_batch_tokens // context, windows // world)
+    asked = config.train.micro_batch_tokens
+    micro = min((config.model.context if asked == "auto" else asked) // context, windows // world)
     if windows % (world * micro):
         raise UsageError(
             f"{where}={tokens} is not a multiple of {world} processes x train.micro_batch_tokens={micro * context}: change one of "

@@ -224,6 +224,11 @@ class DeepSpeedEngine(Engine):
     def divide(self, micro_windows: int, accumulation: int) -> None:
         self.model.set_train_micro_batch_size(micro_windows)
         self.model.set_train_batch_size(micro_windows * accumulation * self.accelerator.num_processes)
+        self.accelerator.deepspeed_plugin.deepspeed_config |= {  # what is shown
+            "train_micro_batch_size_per_gpu": micro_windows,
+            "gradient_accumulation_steps": accumulation,
+            "train_batch_size": micro_windows * accumulation * self.accelerator.num_processes,
+        }
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         self.model.set_gradient_accumulation_boundary(last)

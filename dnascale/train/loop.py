@@ -27,6 +27,7 @@ from dnascale.train.batching import Batching, divide_batch
 from dnascale.train.distributed import choose_device, connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
+from dnascale.train.memory import attempt_step, explain_shortage, find_micro_batch, is_out_of_memory
 from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
@@ -118,6 +119,16 @@ def _assemble(config: Config) -> Job:
         accelerator.device
     )
     config = from_main(accelerator, lambda: settle_config(run, config))
+    if config.train.micro_batch_tokens == "auto":
+        longest = max(of_run, key=lambda stage: (stage.context, stage.masking_rate))
+        parts = ShorterWindows(order, config.model.context // longest.context, 0)
+
+        def read(windows: int) -> Batch:
+            return TrainStream(reader.of_context(longest.context), parts, Dealing(windows)).next_step()[0]
+
+        mode = compile_mode(config, accelerator)
+        attempt = attempt_step(module, config, longest, read, mode, torch.bfloat16 if bf16 else None)
+        config = find_micro_batch(config, of_run, accelerator, attempt, screen.note)
     config = _with_steps(accelerator, config, of_run, reader, order, module, screen)
     assert config.train.steps is not None
 
@@ -189,7 +200,12 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
                 _enter(job, stage)
                 job.screen.stage(state, stage)
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
-            _step(job, meter, rate, check)
+            try:
+                _step(job, meter, rate, check)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise explain_shortage(error, config, state.step + 1, job.accelerator.device) from error
+                raise
             check = None
             last = state.step == state.total_steps
             save = last or state.step % config.checkpoint.every == 0

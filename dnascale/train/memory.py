@@ -1,0 +1,228 @@
+"""The memory of the device: how large a micro-batch fits, and what to say when one does not."""
+
+import copy
+import gc
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+import yaml
+
+from dnascale.config import CompileMode, Config, ModelConfig
+from dnascale.data.stream import Batch
+from dnascale.errors import MemoryShortage, UsageError
+from dnascale.train.batching import divide_batch
+from dnascale.train.optim import build_optimizer
+from dnascale.train.schedules import Stage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dnascale.model.modernbert import MaskedLanguageModel
+
+#: Of the device's memory, what a step may take: the rest is for evaluation, fragmentation and other programs.
+_SHARE = 0.92
+#: Of the host's free memory, what the activations of all its processes may take on CPUs.
+_HOST_SHARE = 0.5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch says it in one class on CUDA, and in words elsewhere."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory"))
+    )
+
+
+def with_micro_batch(config: Config, tokens: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_tokens": tokens})})
+
+
+def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
+    """The micro-batches, in tokens, that divide the global batch of every stage on `world` processes; largest first."""
+    context = config.model.context
+    largest = max(stage.global_batch_tokens for stage in of_run) // world // context
+    return [
+        windows * context
+        for windows in range(largest, 0, -1)
+        if all(_divides(with_micro_batch(config, windows * context), stage, world) for stage in of_run)
+    ]
+
+
+def _divides(config: Config, stage: Stage, world: int) -> bool:
+    try:
+        divide_batch(config, stage, world)
+    except UsageError:
+        return False
+    return True
+
+
+def activation_bytes(model: ModelConfig) -> float:
+    """Bytes a token that a forward pass in fp32 keeps for the backward pass on CPUs, about.
+
+    A layer keeps some 16 values a channel (norms, query, key and value before and after the rotation, attention, sums) and 5 a
+    channel of the gated unit; a mask of the window is kept once.
+    """
+    return 4 * model.layers * (16 * model.hidden_size + 5 * model.intermediate_size) + model.context
+
+
+def recorded(run: Path, devices: list[str]) -> int | None:
+    """The micro-batch that a run on the same devices was begun with: taken again, so that it continues to the bit."""
+    try:
+        before = json.loads((run / "environment.json").read_text())["devices"]
+        tokens = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tokens if before == devices and isinstance(tokens, int) else None
+
+
+def find_micro_batch(
+    config: Config,
+    of_run: list[Stage],
+    accelerator: "Accelerator",
+    attempt: Callable[[int], None],
+    say: Callable[[str], None],
+) -> Config:
+    """`config` with the largest micro-batch that fits on every rank, instead of `auto`. Collective.
+
+    On GPUs `attempt(tokens)` takes a real step; what does not fit is halved. On CPUs, where nothing fails before the whole machine
+    suffers, the choice follows from the free memory. Raises MemoryShortage when not even the smallest fits.
+    """
+    world, device = accelerator.num_processes, accelerator.device
+    possible = candidates(config, of_run, world)
+    if not possible:
+        divide_batch(with_micro_batch(config, config.model.context), of_run[0], world)  # says why
+        raise UsageError(
+            "train.micro_batch_tokens=auto: no micro-batch divides the global batches of all stages: set it, or change the stages."
+        )
+    before = torch.tensor([recorded(Path(config.run.dir), _devices()) or 0], device=device)
+    agreed = int(accelerator.gather(before).min())
+    if agreed in possible:
+        say(f"micro-batch of {agreed:,} tokens, as the run began")
+        return with_micro_batch(config, agreed)
+    if not probes(device):
+        free = psutil.virtual_memory().available * _HOST_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        fits = int(free / activation_bytes(config.model))
+        smallest = int(accelerator.gather(torch.tensor([fits], device=device)).min())
+        chosen = next((tokens for tokens in possible if tokens <= smallest), possible[-1])
+        say(f"micro-batch of {chosen:,} tokens, for which this machine has memory")
+        return with_micro_batch(config, chosen)
+    tokens = possible[0]
+    while True:
+        fitted = _fits(attempt, tokens, device)
+        if bool(accelerator.gather(torch.tensor([int(fitted)], device=device)).min()):
+            say(f"micro-batch of {tokens:,} tokens, the largest that a step was possible with")
+            return with_micro_batch(config, tokens)
+        smaller = [other for other in possible if other <= tokens // 2] or [
+            other for other in possible if other < tokens
+        ]
+        if not smaller:
+            raise MemoryShortage(
+                f"not even a micro-batch of {tokens:,} tokens fits on every device ({usage(device)}): use a smaller model.context, "
+                "a smaller model, or train.recompute=layers."
+            )
+        tokens = smaller[0]
+
+
+def probes(device: torch.device) -> bool:
+    """Whether running out of memory is an error here, and not the end of the process."""
+    return device.type in ("cuda", "mps")
+
+
+def attempt_step(
+    module: "MaskedLanguageModel",
+    config: Config,
+    stage: Stage,
+    read: Callable[[int], Batch],
+    compiled: CompileMode | None,
+    autocast: torch.dtype | None,
+) -> Callable[[int], None]:
+    """A function that takes one step of a copy of the bare model with a micro-batch of so many tokens.
+
+    Gradients, moments and fp32 weights are whole there, as without ZeRO, which needs less.
+    """
+
+    def attempt(tokens: int) -> None:
+        trial = copy.deepcopy(module)
+        trial.autocast = autocast
+        trial.masking = replace(trial.masking, rate=stage.masking_rate)
+        if compiled is not None:
+            trial.compile_step("layers")  # in seconds; as a whole it needs no more
+        optimizer = build_optimizer(trial, config.optimizer)
+        batch = read(tokens // stage.context)
+        device = module.complement.device
+        for _ in range(2):  # the second has moments and gradients beside the activations
+            loss, _ = trial(batch.tokens.to(device), batch.keys.to(device), trial.room(batch.tokens))
+            loss.backward()
+            optimizer.step()
+            float(loss.detach())  # waits for the device
+
+    return attempt
+
+
+def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> bool:
+    """Whether a step of so many tokens is possible, with some memory left over."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        attempt(tokens)
+        share = torch.cuda.max_memory_reserved(device) / _total(device) if device.type == "cuda" else 0.0
+        return share <= _SHARE
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
+
+
+def explain_shortage(error: BaseException, config: Config, step: int, device: torch.device) -> MemoryShortage:
+    """The sentence for a run that ran out of memory in `step`."""
+    tokens = config.train.micro_batch_tokens
+    assert isinstance(tokens, int)
+    smaller = next((t for t in range(tokens // 2, 0, -1) if t % config.model.context == 0 and tokens % t == 0), None)
+    cure = (
+        f"train.micro_batch_tokens={smaller} (or auto) needs about half as much and trains the same, with twice the accumulation"
+        if smaller
+        else "train.recompute=layers needs less, and so does a smaller model.context"
+    )
+    return MemoryShortage(
+        f"out of memory in step {step} with micro-batches of {tokens:,} tokens: {usage(device)}. {cure}. The last checkpoint is "
+        "untouched; the same command goes on from it."
+    )
+
+
+def usage(device: torch.device) -> str:
+    """What is in use of the device, in words."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 1e9
+        free = torch.cuda.mem_get_info(device)[0] / 1e9
+        return f"{device} has {_total(device) / 1e9:.1f} GB, of which at most {peak:.1f} GB were in use by this process and {free:.1f} GB are free"
+    memory = psutil.virtual_memory()
+    own = psutil.Process().memory_info().rss / 1e9
+    return f"this machine has {memory.total / 1e9:.1f} GB, of which this process uses {own:.1f} GB and {memory.available / 1e9:.1f} GB are free"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process has had in use: of the device's memory on CUDA, else of the host's now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
+
+
+def _total(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def _devices() -> list[str]:
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

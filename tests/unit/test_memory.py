@@ -1,0 +1,63 @@
+"""What fits, by arithmetic."""
+
+import pytest
+import torch
+
+from dnascale.config import Config, parse
+from dnascale.data.masking import Masking
+from dnascale.model.modernbert import MaskedLanguageModel, build
+from dnascale.train.memory import activation_bytes, candidates, is_out_of_memory
+from dnascale.train.schedules import stages
+from dnascale.vocab import CHARACTER
+
+
+def config(stages: list[dict[str, int]] | None = None, **model: int) -> Config:
+    values = {
+        "data": {"path": "x"}, "run": {"dir": "y"}, "schedule": {"stages": stages or []},
+        "model": {"hidden_size": 64, "layers": 3, "heads": 2, "intermediate_size": 96, "context": 64, **model},
+        "train": {"steps": 10, "global_batch_tokens": 24 * model.get("context", 64), "micro_batch_tokens": "auto"},
+    }  # fmt: skip
+    return parse(values, "test")
+
+
+def test_candidates_are_what_divides_the_batch_of_every_process_and_stage() -> None:
+    def found(world: int, of_run: list[dict[str, int]] | None = None) -> list[int]:
+        one = config(of_run)
+        return [tokens // 64 for tokens in candidates(one, stages(one), world)]
+
+    assert found(1) == [24, 12, 8, 6, 4, 3, 2, 1]
+    assert found(2) == [12, 6, 4, 3, 2, 1]
+    assert found(5) == []
+    # A stage of 9 windows takes them all at once, or 3, or 1.
+    assert found(1, [{"tokens": 64, "global_batch_tokens": 64 * 9}, {}]) == [24, 12, 3, 1]
+    assert found(1, [{"tokens": 64, "context": 16}, {}]) == [24, 12, 8, 6, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("context", [64, 1024])
+def test_the_estimate_is_near_what_autograd_keeps(context: int) -> None:
+    one = config(context=context)
+    masking = Masking(CHARACTER, 0.3, 0.8, 0.1, False, 1.0)
+    module = MaskedLanguageModel(build(one.model, CHARACTER), masking)
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(0, 4, (2, context), dtype=torch.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = module(tokens, torch.arange(2))
+    assert loss.requires_grad
+    measured = sum(kept.values()) / tokens.numel()
+    assert 0.7 * measured < activation_bytes(one.model) < 1.6 * measured
+
+
+def test_only_a_lack_of_memory_is_one() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
