@@ -164,16 +164,15 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
 def our_steps(config: Any) -> Any:
     """Yields what the header says, then after each step of the training loop."""
     from dnascale.train import loop
-    from dnascale.train.metrics import Meter
 
     job = loop._assemble(config)
-    meter = Meter(job.accelerator.device)
+    meter = loop.open_meter(job)
     yield {"attention": str(job.engine.module.attention), "compiled": job.engine.compiled, "engine": job.engine.name}
     with loop._without_garbage_collection():
         for step in range(10**9):
             loop._step(job, meter, 1e-4, None)
             if step % 10 == 9:  # as a run does by default
-                meter.line(job.accelerator, job.state, job.order.epoch_windows)
+                meter.line(job.state, job.order.epoch_windows)
             yield None
 
 

@@ -51,6 +51,11 @@ class Corpus:
         splits = [dataset.split(split) for dataset in self.sources.values()]
         return sum(s.bases for s in splits) / max(1, sum(s.tokens - s.records for s in splits))
 
+    def bases_in_a_token(self, split: str) -> float:
+        """Mean over all tokens of the split, separators too: what turns tokens a second into bases a second."""
+        splits = [dataset.split(split) for dataset in self.sources.values()]
+        return sum(s.bases for s in splits) / sum(s.tokens for s in splits)
+
     def reader(self, split: str, context: int, verify: Verify = "checksum") -> WindowReader:
         """Raises DataError when a source has no such split, or no window of `context` tokens in it."""
         return WindowReader(list(self.sources.values()), split, context, verify)

@@ -26,7 +26,10 @@ class MaskedBatch:
     positions: torch.Tensor  # int64 [B, K], ascending
     labels: torch.Tensor  # int64 [B, K], the true ids at `positions`
     weights: torch.Tensor  # float32 [B, K]; 0 where a window has fewer than K predictable tokens
+    counted: torch.Tensor  # bool [B, K]; predictable, so that the prediction counts
     hidden: torch.Tensor  # bool [B, K]; shown as [MASK], and not as a random base or as it is
+    random: torch.Tensor  # bool [B, K]; shown as a random base
+    soft: torch.Tensor  # bool [B, K]; soft-masked
 
 
 def _mul32(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -177,7 +180,7 @@ class Masking:
             change = torch.where(replaced & ~hidden, draw % PREDICTED_BASES - first_letters(labels, vocabulary), 0)
             shown = respell(ids, torch.zeros_like(ids).scatter(1, positions, change), vocabulary)
             input_ids = hide(shown, torch.zeros_like(predictable).scatter(1, positions, hidden), vocabulary)
-        return MaskedBatch(input_ids, positions, labels, weights, hidden)
+        return MaskedBatch(input_ids, positions, labels, weights, counted, hidden, replaced & ~hidden, soft)
 
 
 def _random_token(draw: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:

@@ -5,9 +5,18 @@ count the keys they see, the head counts the positions it predicts. Embedding lo
 softmax are left out. The convention is that of PaLM (Chowdhery et al. 2022, appendix B), with attention as it is windowed.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from dnascale.config import ModelConfig
+from dnascale.config import Config, ModelConfig
+
+if TYPE_CHECKING:
+    from dnascale.data.masking import Masking
+    from dnascale.data.stream import TrainStream
+
+#: Windows that the lengths of records are estimated from.
+_SAMPLE = 256
 
 
 def keys_per_token(lengths: np.ndarray, reach: int | None) -> float:
@@ -46,3 +55,16 @@ def train_flops_per_token(model: ModelConfig, vocabulary: int, predicted_share: 
         + (layers - global_layers) * keys_per_token(lengths, model.local_attention // 2)
     )
     return 6 * (linear + head) + 12 * attention
+
+
+def stage_flops(config: Config, masking: "Masking", stream: "TrainStream", context: int) -> float:
+    """FLOPs a token of training on windows of `context` tokens, with records as long as in the next few windows of `stream`."""
+    vocabulary = masking.vocabulary
+    windows = stream.order.windows(
+        stream.dealing.positions(stream.position, 1)[:_SAMPLE]
+    )  # which this rank will read anyway
+    lengths = np.array([context])
+    if config.data.separate_records:
+        tokens = stream.reader.read(windows).numpy()
+        lengths = record_lengths(tokens & (vocabulary.soft_mask_bit - 1), vocabulary.sep)
+    return train_flops_per_token(config.model, len(vocabulary), masking.count(context) / context, lengths)

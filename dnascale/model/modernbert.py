@@ -14,6 +14,7 @@ from dnascale.config import CompileMode, ModelConfig
 from dnascale.data.masking import MaskedBatch, Masking
 from dnascale.model import attention
 from dnascale.model.attention import Attention, Layout
+from dnascale.model.loss_groups import group_sums
 from dnascale.model.per_base import base_nats
 from dnascale.vocab import Vocabulary
 
@@ -105,8 +106,8 @@ class MaskedLanguageModel(nn.Module):
         """tokens uint8 [B, S], window keys int64 [B], `room(tokens)` -> (loss, sums).
 
         loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
-        mean over the global batch. sums: float32 [6], (weighted nats, weight) over all predicted tokens and over those
-        shown as [MASK], and (weighted nats, weight) of the bases of the latter, which compare with evaluation.
+        mean over the global batch. sums: float32 [6 + 2 * groups], (weighted nats, weight) over all predicted tokens and over
+        those shown as [MASK], and (weighted nats, weight) of the bases of the latter, which compare with evaluation; then `group_sums`.
         """
         with self._precision(tokens):
             batch, layout = self._begin(tokens, keys, self.room(tokens) if room is None else room)
@@ -159,6 +160,7 @@ class MaskedLanguageModel(nn.Module):
                     *self._base_sums(logits, nats, batch.labels.flatten(), of_hidden),
                 ]
             )  # fmt: skip
+            sums = torch.cat([sums, group_sums(nats, batch)])
         return weighted.sum() / batch.labels.numel(), sums
 
     def _base_sums(

@@ -1,10 +1,17 @@
-"""How a global batch is divided over processes, accumulation and micro-batches."""
+"""How a global batch is divided over processes, accumulation and micro-batches, and what a micro-batch is for the model."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from dnascale.config import Config
+from dnascale.data.stream import Batch
 from dnascale.errors import UsageError
 from dnascale.train.schedules import Stage
+
+if TYPE_CHECKING:
+    from dnascale.model.modernbert import MaskedLanguageModel
 
 
 @dataclass(frozen=True)
@@ -40,3 +47,11 @@ def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
             "them."
         )
     return Batching(windows, micro, windows // (world * micro), world)
+
+
+def to_device(
+    batch: Batch, module: "MaskedLanguageModel", device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What `module` is called with. The copies do not wait: the tokens are in pinned memory where there is a GPU."""
+    room = module.room(batch.tokens)
+    return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True), room

@@ -1,11 +1,8 @@
 """Training, told in order: join, open the data, build, resume, say what will happen, step, save."""
 
 import contextlib
-import copy
 import gc
 import os
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,24 +18,26 @@ from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Batch, Dealing, TrainStream
 from dnascale.errors import CheckpointError, DataError
+from dnascale.model.flops import stage_flops
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
-from dnascale.train.batching import Batching, divide_batch
+from dnascale.train.batching import Batching, divide_batch, to_device
 from dnascale.train.distributed import choose_device, connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
-from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, with_steps, write_run_files
+from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, write_run_files
+from dnascale.train.length import settle_steps
 from dnascale.train.memory import attempt_step, explain_shortage, find_micro_batch, is_out_of_memory
-from dnascale.train.metrics import Meter, MetricsFile, Recorder, Wandb
+from dnascale.train.meter import Meter, Speed, measure_speed
+from dnascale.train.metrics import MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
-from dnascale.train.schedules import Stage, learning_rate, stage_at, stages, steps_within
+from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from dnascale.model.modernbert import MaskedLanguageModel
 
 #: Entries of the Hugging Face configuration that decide what the model computes.
 _MODEL_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -64,6 +63,8 @@ class Job:
     stream: TrainStream
     screen: Screen
     resumed: bool
+    speed: Speed
+    flops_per_token: float = 0.0  # of this stage
 
 
 def train(config: Config) -> Path:
@@ -129,7 +130,7 @@ def _assemble(config: Config) -> Job:
         mode = compile_mode(config, accelerator)
         attempt = attempt_step(module, config, longest, read, mode, torch.bfloat16 if bf16 else None)
         config = find_micro_batch(config, of_run, accelerator, attempt, screen.note)
-    config = _with_steps(accelerator, config, of_run, reader, order, module, screen)
+    config = settle_steps(accelerator, config, of_run, reader, order, module, screen)
     assert config.train.steps is not None
 
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
@@ -154,9 +155,10 @@ def _assemble(config: Config) -> Job:
     stage = stage_at(of_run, state.position)
     stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
     _require_one_order(accelerator, stream)
+    speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
     job = Job(
         config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
-        resumed=saved is not None,
+        resumed=saved is not None, speed=speed,
     )  # fmt: skip
     _enter(job, stage)
     return job
@@ -168,8 +170,9 @@ def _enter(job: Job, stage: Stage) -> None:
     job.batching = divide_batch(job.config, stage, job.accelerator.num_processes)
     job.stream = _open_stream(job.config, job.stream.reader, job.order, job.stages, job.state.position, job.accelerator)
     job.engine.divide(job.batching.micro_windows, job.batching.accumulation)
-    masking = job.engine.module.masking
-    job.engine.module.masking = replace(masking, rate=stage.masking_rate)
+    masking = replace(job.engine.module.masking, rate=stage.masking_rate)
+    job.engine.module.masking = masking
+    job.flops_per_token = stage_flops(job.config, masking, job.stream, stage.context)
 
 
 def _open_stream(
@@ -188,10 +191,15 @@ def _open_stream(
     return TrainStream(reader.of_context(stage.context), shorter, dealing, place, config.data.workers)
 
 
+def open_meter(job: Job) -> Meter:
+    by_base = job.corpus.vocabulary.one_base_a_token
+    return Meter(job.accelerator, job.speed, by_base, repeats=job.corpus.soft_mask_bit)
+
+
 def _take_steps(job: Job, recorder: Recorder) -> float | None:
     """Steps to the end, with what is due after each. Returns the last validation loss."""
     config, state = job.config, job.state
-    meter = Meter(job.accelerator.device)
+    meter = open_meter(job)
     check = GradientReductionCheck(job.engine) if job.batching.world > 1 else None
     valid_loss: float | None = None
     with job.screen.progress(state), _without_garbage_collection():
@@ -211,7 +219,7 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
             save = last or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if save or state.step % config.log.every == 0:
-                line = meter.line(job.accelerator, state, job.order.epoch_windows)
+                line = meter.line(state, job.order.epoch_windows)
                 recorder.write("train", **line)
                 gc.collect(1)
                 job.screen.step(state, line, valid_loss)
@@ -234,12 +242,12 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
         micro_batches = job.stream.next_step()
     for micro, batch in enumerate(micro_batches):
         with meter.waiting():
-            inputs = _to_device(batch, job.engine.module, job.accelerator.device)
+            inputs = to_device(batch, job.engine.module, job.accelerator.device)
         meter.add(batch.windows, job.engine.backward(*inputs, last=micro == job.batching.accumulation - 1))
     if check is not None:
         _require_distinct(job.accelerator, meter.digest)
         check.finish()
-    meter.stepped(job.engine.step(rate), rate, job.stage.global_batch_tokens)
+    meter.stepped(job.engine.step(rate), rate, job.stage.global_batch_tokens, job.flops_per_token)
     state = job.state
     state.step += 1
     state.tokens += job.stage.global_batch_tokens
@@ -276,64 +284,6 @@ def _verify(
             one.check(shard, blocks=config.data.verify == "start")
 
 
-def _with_steps(
-    accelerator: "Accelerator",
-    config: Config,
-    of_run: list[Stage],
-    reader: WindowReader,
-    order: Order,
-    module: "MaskedLanguageModel",
-    screen: Screen,
-) -> Config:
-    """`config` with train.steps set, from epochs or from a timing of this machine."""
-    if config.train.steps is not None:
-        return config
-    if config.train.minutes is not None:
-        screen.note("timing a few steps to fit train.minutes")
-        seconds = [_time_step(accelerator, config, stage, reader, order, module) for stage in of_run]
-        return with_steps(config, max(10, steps_within(of_run, config.train.minutes * 60, seconds)))
-    assert config.train.epochs is not None
-    tokens = config.train.epochs * order.epoch_windows * config.model.context
-    return with_steps(config, steps_within(of_run, tokens, [stage.global_batch_tokens for stage in of_run]))
-
-
-def _time_step(
-    accelerator: "Accelerator",
-    config: Config,
-    stage: Stage,
-    reader: WindowReader,
-    order: Order,
-    module: "MaskedLanguageModel",
-) -> float:
-    """Seconds of one optimizer step of a stage, by a copy of the bare model here; the slowest rank counts."""
-    batching = divide_batch(config, stage, accelerator.num_processes)
-    shorter = ShorterWindows(order, config.model.context // stage.context, 0)
-    stream = TrainStream(reader.of_context(stage.context), shorter, Dealing(batching.micro_windows))
-    trial = copy.deepcopy(module)
-    trial.masking = replace(trial.masking, rate=stage.masking_rate)
-    if config.train.precision == "bf16":
-        trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
-    if (how := compile_mode(config, accelerator)) is not None:
-        trial.compile_step(how)
-    optimizer = build_optimizer(trial, config.optimizer)
-    micro_batches, updates = [], []
-    for _ in range(30):
-        begin = time.monotonic()
-        for batch in stream.next_step():
-            loss, _ = trial(*_to_device(batch, trial, accelerator.device))
-            loss.backward()
-            float(loss.detach())  # waits for the device
-        micro_batches.append(time.monotonic() - begin)
-        begin = time.monotonic()
-        float(torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        updates.append(time.monotonic() - begin)
-    # The first steps allocate memory and choose kernels.
-    one = statistics.median(micro_batches[10:]) * batching.accumulation + statistics.median(updates[10:])
-    return float(accelerator.gather(torch.tensor([one], device=accelerator.device)).max())
-
-
 def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     saved, rejected = checkpoint.newest_valid(run / "checkpoints")
     if saved is None and rejected:
@@ -352,19 +302,13 @@ def _open_recorder(job: Job) -> Recorder:
 
 def _announce(job: Job) -> None:
     """Says what will happen, before it does: device, dtype, attention and engine first, then every derived number."""
-    job.screen.header(job.config, job.engine, job.stages, job.corpus, job.order, job.state)
+    job.screen.header(
+        job.config, job.engine, job.stages, job.corpus, job.order, job.state, job.speed, job.flops_per_token
+    )
     if job.valid is None:
         job.screen.warn("the data hold out no valid split of a window or more: nothing is evaluated while training.")
     if job.resumed:
         job.screen.print(f"resumed  from the checkpoint of step {job.state.step:,}")
-
-
-def _to_device(
-    batch: Batch, module: "MaskedLanguageModel", device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """What `module` is called with. The copies do not wait: the tokens are in pinned memory where there is a GPU."""
-    room = module.room(batch.tokens)
-    return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True), room
 
 
 @contextlib.contextmanager

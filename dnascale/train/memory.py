@@ -16,7 +16,7 @@ import yaml
 from dnascale.config import CompileMode, Config, ModelConfig
 from dnascale.data.stream import Batch
 from dnascale.errors import MemoryShortage, UsageError
-from dnascale.train.batching import divide_batch
+from dnascale.train.batching import divide_batch, to_device
 from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage
 
@@ -156,7 +156,7 @@ def attempt_step(
         batch = read(tokens // stage.context)
         device = module.complement.device
         for _ in range(2):  # the second has moments and gradients beside the activations
-            loss, _ = trial(batch.tokens.to(device), batch.keys.to(device), trial.room(batch.tokens))
+            loss, _ = trial(*to_device(batch, trial, device))
             loss.backward()
             optimizer.step()
             float(loss.detach())  # waits for the device

@@ -5,22 +5,16 @@ import json
 import math
 import os
 import secrets
-import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dnascale.config import Config
-from dnascale.data.order import Windows
-from dnascale.errors import NumericsError, UsageError
+from dnascale.errors import UsageError
 from dnascale.files import explained, write_whole
-from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 LN4 = math.log(4)
 
@@ -132,89 +126,3 @@ class Recorder:
             self._wandb.finish()
         if self._file is not None:
             self._file.close()
-
-
-class Meter:
-    """What has happened since the last line of metrics.jsonl: loss sums on the device, windows, waiting."""
-
-    def __init__(self, device: torch.device) -> None:
-        # Values from backward are float32; their sums over steps are not, where the device can.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(6, dtype=dtype, device=device)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums.zero_()
-        self._norms: list[torch.Tensor] = []  # gradient norm of each step, on the device
-        self._rates: list[float] = []  # learning rate of each step
-        self._tokens = 0
-        self.digest = 0
-        self._waited = 0.0
-        self._started = time.monotonic()
-
-    def add(self, windows: Windows, sums: torch.Tensor) -> None:
-        self.digest += windows.digest()
-        self._sums += sums
-
-    def stepped(self, gradient_norm: torch.Tensor, learning_rate: float, tokens: int) -> None:
-        """An optimizer step was taken; its gradient norm is read when the line is made."""
-        self._norms.append(gradient_norm)
-        self._rates.append(learning_rate)
-        self._tokens += tokens
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time in the block counts as waiting for data."""
-        begin = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in the block (evaluation, checkpoints) is not counted."""
-        begin = time.monotonic()
-        yield
-        self._started += time.monotonic() - begin
-
-    def line(
-        self,
-        accelerator: "Accelerator",
-        state: TrainState,
-        epoch_windows: int,
-    ) -> dict[str, Any]:
-        """The line to write, summed over ranks; begins anew. Collective.
-
-        Raises NumericsError when a gradient (whose step was then left out) or the loss was not finite.
-        """
-        norms, steps = torch.stack(self._norms).tolist(), len(self._norms)
-        for step, (norm, rate) in enumerate(zip(norms, self._rates, strict=True), start=state.step - steps + 1):
-            if not math.isfinite(norm):
-                raise NumericsError(
-                    f"step {step} (learning rate {rate:.2e}): the gradient norm is {norm}. The last checkpoint is "
-                    "untouched. A lower optimizer.learning_rate usually helps."
-                )
-        sums = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
-        nats, weight, masked_nats, masked_weight, base_nats, bases = sums
-        digest = accelerator.reduce(torch.tensor([self.digest], device=accelerator.device), reduction="sum")
-        elapsed = time.monotonic() - self._started
-        state.seconds += elapsed
-        loss = nats / max(weight, 1.0)
-        if not math.isfinite(loss):
-            raise NumericsError(f"step {state.step}: the loss is {loss}. The last checkpoint is untouched.")
-        line = {
-            "step": state.step,
-            "tokens": state.tokens,
-            "epoch": state.position / epoch_windows,
-            "position": state.position,
-            "loss": loss,
-            "masked_loss": masked_nats / max(masked_weight, 1.0),
-            "nats_per_base": base_nats / max(bases, 1.0),
-            "learning_rate": self._rates[-1],
-            "gradient_norm": norms[-1],
-            "windows_digest": int(digest),
-            "tokens_per_second": self._tokens / elapsed,
-            "data_wait": self._waited / elapsed,
-            "seconds": state.seconds,
-        }
-        self._reset()
-        return line

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dnascale.data.corpus import Corpus
     from dnascale.data.order import Order
     from dnascale.train.engines import Engine
+    from dnascale.train.meter import Speed
     from dnascale.train.schedules import Stage
 
 T = TypeVar("T")
@@ -44,6 +45,8 @@ class Screen:
         corpus: "Corpus",
         order: "Order",
         state: TrainState,
+        speed: "Speed",
+        flops_per_token: float,
     ) -> None:
         """First line: device, dtype, attention, engine. Then every derived number."""
         device = engine.accelerator.device
@@ -87,11 +90,15 @@ class Screen:
                 f"{stage.context} {predicted} predicted\n"
             )
         self._tokens = tokens_of(of_run, state.total_steps)
+        # Of all devices together, as MFU is counted.
+        peak = f"{speed.peak / 1e12:,.0f} TFLOP/s by the maker's sheet, " if speed.peak is not None else ""
         self.console.print(
             f"model    {parameters:,} parameters: {config.model.layers} layers of {config.model.hidden_size}, "
             f"context {context}\n"
             f"{data}"
             f"{steps}"
+            f"speed    {flops_per_token / 1e6:,.1f} MFLOP a token; {peak}{speed.matmul / 1e12:,.3g} TFLOP/s in a matrix product of this "
+            f"machine ({config.train.precision}, measured)\n"
             f"run      {state.total_steps:,} steps = {self._tokens:,} tokens = "
             f"{self._tokens / (order.epoch_windows * context):.2f} epochs{lanes} "
             f"-> {config.run.dir}"

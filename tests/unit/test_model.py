@@ -216,7 +216,7 @@ def test_loss_and_sums_equal_a_naive_computation_from_the_full_logits(hf: Any) -
                 hidden_weights += weight
     assert 0 < hidden_weights < weights < batch.labels.numel()
     assert float(loss) == pytest.approx(weighted / batch.labels.numel(), rel=1e-5)
-    assert sums.tolist() == pytest.approx([weighted, weights, *2 * [hidden_weighted, hidden_weights]], rel=1e-5)
+    assert sums[:6].tolist() == pytest.approx([weighted, weights, *2 * [hidden_weighted, hidden_weights]], rel=1e-5)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
@@ -244,7 +244,7 @@ def test_a_window_without_a_base_gives_no_loss_and_no_nan(model: MaskedLanguageM
     loss, sums = model(tokens, torch.arange(2))
     loss.backward()
     assert float(loss.detach()) == 0.0
-    assert sums.tolist() == [0.0] * 6
+    assert sums.tolist() == [0.0] * len(sums)
     assert all(torch.isfinite(p.grad).all() for p in model.hf.parameters() if p.grad is not None)
 
 

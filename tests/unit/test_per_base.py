@@ -162,9 +162,9 @@ def test_training_is_one_graph_and_tells_the_nats_of_hidden_bases(spec: str) -> 
         else:
             nats -= weight * math.log(p[int(batch.labels[row, column])])
             bases += weight * len(name)
-    assert sums.tolist()[4:] == pytest.approx([nats, bases], rel=1e-4)
+    assert sums.tolist()[4:6] == pytest.approx([nats, bases], rel=1e-4)
     if spec == "character":
-        assert torch.equal(sums[4:], sums[2:4])
+        assert torch.equal(sums[4:6], sums[2:4])
     if vocabulary.views == 1:
         assert float(sums[4]) == pytest.approx(float(sums[2]), rel=1e-6)
     whole = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)

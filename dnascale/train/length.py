@@ -1,0 +1,84 @@
+"""How many steps a run takes: as told, or from epochs, or from a timing of this machine."""
+
+import copy
+import statistics
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dnascale.config import Config
+from dnascale.data.order import Order
+from dnascale.data.read import WindowReader
+from dnascale.data.shorter import ShorterWindows
+from dnascale.data.stream import Dealing, TrainStream
+from dnascale.train.batching import divide_batch, to_device
+from dnascale.train.engines import compile_mode
+from dnascale.train.folder import with_steps
+from dnascale.train.optim import build_optimizer
+from dnascale.train.schedules import Stage, steps_within
+from dnascale.train.screen import Screen
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dnascale.model.modernbert import MaskedLanguageModel
+
+
+def settle_steps(
+    accelerator: "Accelerator",
+    config: Config,
+    of_run: list[Stage],
+    reader: WindowReader,
+    order: Order,
+    module: "MaskedLanguageModel",
+    screen: Screen,
+) -> Config:
+    """`config` with train.steps set, from epochs or from a timing of this machine."""
+    if config.train.steps is not None:
+        return config
+    if config.train.minutes is not None:
+        screen.note("timing a few steps to fit train.minutes")
+        seconds = [_time_step(accelerator, config, stage, reader, order, module) for stage in of_run]
+        return with_steps(config, max(10, steps_within(of_run, config.train.minutes * 60, seconds)))
+    assert config.train.epochs is not None
+    tokens = config.train.epochs * order.epoch_windows * config.model.context
+    return with_steps(config, steps_within(of_run, tokens, [stage.global_batch_tokens for stage in of_run]))
+
+
+def _time_step(
+    accelerator: "Accelerator",
+    config: Config,
+    stage: Stage,
+    reader: WindowReader,
+    order: Order,
+    module: "MaskedLanguageModel",
+) -> float:
+    """Seconds of one optimizer step of a stage, by a copy of the bare model here; the slowest rank counts."""
+    batching = divide_batch(config, stage, accelerator.num_processes)
+    shorter = ShorterWindows(order, config.model.context // stage.context, 0)
+    stream = TrainStream(reader.of_context(stage.context), shorter, Dealing(batching.micro_windows))
+    trial = copy.deepcopy(module)
+    trial.masking = replace(trial.masking, rate=stage.masking_rate)
+    if config.train.precision == "bf16":
+        trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
+    if (how := compile_mode(config, accelerator)) is not None:
+        trial.compile_step(how)
+    optimizer = build_optimizer(trial, config.optimizer)
+    micro_batches, updates = [], []
+    for _ in range(30):
+        begin = time.monotonic()
+        for batch in stream.next_step():
+            loss, _ = trial(*to_device(batch, trial, accelerator.device))
+            loss.backward()
+            float(loss.detach())  # waits for the device
+        micro_batches.append(time.monotonic() - begin)
+        begin = time.monotonic()
+        float(torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        updates.append(time.monotonic() - begin)
+    # The first steps allocate memory and choose kernels.
+    one = statistics.median(micro_batches[10:]) * batching.accumulation + statistics.median(updates[10:])
+    return float(accelerator.gather(torch.tensor([one], device=accelerator.device)).max())

@@ -1,0 +1,157 @@
+"""What a run is measured by, gathered without waiting for the device: it is read when a line of metrics is due."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dnascale.data.order import Windows
+from dnascale.errors import NumericsError
+from dnascale.model.loss_groups import GROUPS
+from dnascale.train.memory import peak_bytes
+from dnascale.train.state import TrainState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: Sums of a batch: (weighted nats, weight) of all predictions, of those shown as [MASK], and of the bases of these; then the groups.
+_SUMS = 6 + 2 * len(GROUPS)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the devices of a run can do, all together."""
+
+    peak: float | None  # FLOP/s by the maker's sheet, for the run's precision; None where there is none
+    matmul: float  # FLOP/s of the devices' own matrix product, measured
+    bases_per_token: float  # of the training split
+
+
+def measure_speed(accelerator: "Accelerator", precision: str, bases_per_token: float) -> Speed:
+    """Measures all devices at the same time, as a step uses them. Takes a fraction of a second. Collective."""
+    from dnascale.bench.hardware import measured_flops, peak_flops
+
+    device = accelerator.device
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    accelerator.wait_for_everyone()
+    own = torch.tensor([measured_flops(device, dtype, None if device.type == "cuda" else 512)], device=device)
+    peak = peak_flops(device) if dtype == torch.bfloat16 else None
+    return Speed(
+        None if peak is None else peak * accelerator.num_processes,
+        float(accelerator.gather(own).sum()),
+        bases_per_token,
+    )
+
+
+class Meter:
+    """What has happened since the last line of metrics.jsonl: loss sums on the device, windows, waiting."""
+
+    def __init__(self, accelerator: "Accelerator", speed: Speed, by_base: bool, repeats: bool) -> None:
+        """`by_base`: a token is a base, so each base has a loss. `repeats`: the shards say which bases are soft-masked."""
+        self._accelerator = accelerator
+        self._speed = speed
+        self._shown = {group for group in GROUPS if by_base or len(group) > 1} - (
+            set() if repeats else {"repeats", "outside_repeats"}
+        )
+        # Values from backward are float32; their sums over steps are not, where the device can.
+        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        self._sums = torch.zeros(_SUMS, dtype=dtype, device=accelerator.device)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums.zero_()
+        self._norms: list[torch.Tensor] = []  # gradient norm of each step, on the device
+        self._rates: list[float] = []  # learning rate of each step
+        self._tokens = 0
+        self._flops = 0.0
+        self.digest = 0
+        self._waited = 0.0
+        self._started = time.monotonic()
+
+    def add(self, windows: Windows, sums: torch.Tensor) -> None:
+        self.digest += windows.digest()
+        self._sums += sums
+
+    def stepped(self, gradient_norm: torch.Tensor, learning_rate: float, tokens: int, flops_per_token: float) -> None:
+        """An optimizer step over `tokens` was taken; its gradient norm is read when the line is made."""
+        self._norms.append(gradient_norm)
+        self._rates.append(learning_rate)
+        self._tokens += tokens
+        self._flops += tokens * flops_per_token
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in the block counts as waiting for data."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in the block (evaluation, checkpoints) is not counted."""
+        begin = time.monotonic()
+        yield
+        self._started += time.monotonic() - begin
+
+    def line(self, state: TrainState, epoch_windows: int) -> dict[str, Any]:
+        """The line to write, summed over ranks; begins anew. Collective.
+
+        Raises NumericsError when a gradient (whose step was then left out) or the loss was not finite.
+        """
+        accelerator, device = self._accelerator, self._accelerator.device
+        norms, steps = torch.stack(self._norms).tolist(), len(self._norms)
+        for step, (norm, rate) in enumerate(zip(norms, self._rates, strict=True), start=state.step - steps + 1):
+            if not math.isfinite(norm):
+                raise NumericsError(
+                    f"step {step} (learning rate {rate:.2e}): the gradient norm is {norm}. The last checkpoint is "
+                    "untouched. A lower optimizer.learning_rate usually helps."
+                )
+        sums = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
+        digest = accelerator.reduce(torch.tensor([self.digest], device=device), reduction="sum")
+        elapsed = time.monotonic() - self._started
+        own = [elapsed / steps, self._waited / elapsed, peak_bytes(device) / 1e9]
+        of_ranks = accelerator.gather(torch.tensor([own], dtype=torch.float32, device=device)).T.tolist()
+        state.seconds += elapsed
+        loss, masked_loss, nats_per_base = (_mean(sums, first) for first in (0, 2, 4))
+        if loss is None or not math.isfinite(loss):
+            raise NumericsError(f"step {state.step}: the loss is {loss}. The last checkpoint is untouched.")
+        rate = self._tokens / elapsed
+        line = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "epoch": state.position / epoch_windows,
+            "position": state.position,
+            "loss": loss,
+            "masked_loss": masked_loss or 0.0,
+            "nats_per_base": nats_per_base or 0.0,
+            **self._losses(sums),
+            "learning_rate": self._rates[-1],
+            "gradient_norm": norms[-1],
+            "windows_digest": int(digest),
+            "tokens_per_second": rate,
+            "bases_per_second": rate * self._speed.bases_per_token,
+            **({} if self._speed.peak is None else {"mfu": self._flops / elapsed / self._speed.peak}),
+            "share_of_matmul": self._flops / elapsed / self._speed.matmul,
+            "data_wait": self._waited / elapsed,
+            "data_wait_max": max(of_ranks[1]),
+            "step_seconds_min": min(of_ranks[0]),
+            "step_seconds_max": max(of_ranks[0]),
+            "memory_gb": max(of_ranks[2]),
+            "seconds": state.seconds,
+        }
+        self._reset()
+        return line
+
+    def _losses(self, sums: list[float]) -> dict[str, float]:
+        """The loss of each group that has members."""
+        losses = {group: _mean(sums, 6 + 2 * n) for n, group in enumerate(GROUPS) if group in self._shown}
+        return {f"loss_{group}": loss for group, loss in losses.items() if loss is not None}
+
+
+def _mean(sums: list[float], first: int) -> float | None:
+    """Of (sum, weight) at `first`; None where there is no weight."""
+    return sums[first] / sums[first + 1] if sums[first + 1] else None
