@@ -199,6 +199,11 @@ class TrainConfig(_Section):
         description="torch.compile of the step, by layers (seconds) or as a whole (minutes, fewest launches), or false; null = "
         "layers on CUDA, else false",
     )
+    recompute: Literal["layers", False] = Field(
+        False,
+        description="layers = keep only what goes into each layer and compute the rest again on the way back: far less memory, about "
+        "a third more work, the same numbers",
+    )
     deterministic: bool = Field(
         False, description="the same bits every time on CUDA too, where the fastest kernels add in any order; slower"
     )
@@ -269,7 +274,7 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.recompute", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
     "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -112,6 +113,14 @@ class MaskedLanguageModel(nn.Module):
         with self._precision(tokens):
             batch, layout = self._begin(tokens, keys, self.room(tokens) if room is None else room)
             return self._end(self._body(batch.input_ids, layout), batch)
+
+    def recompute_layers(self) -> None:
+        """From now on, what a layer keeps for the backward pass is computed again there. There is no dropout to repeat."""
+        from torch.utils.checkpoint import checkpoint
+
+        # Not by the public method, whose hook on the embeddings no graph may contain.
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        self.hf._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=again)
 
     def compile_step(self, how: CompileMode) -> None:
         """Compiles `forward` as one graph, or layer by layer.

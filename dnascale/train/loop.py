@@ -119,6 +119,8 @@ def _assemble(config: Config) -> Job:
     module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast, weights, accelerator.device).to(
         accelerator.device
     )
+    if config.train.recompute:
+        module.recompute_layers()
     config = from_main(accelerator, lambda: settle_config(run, config))
     if config.train.micro_batch_tokens == "auto":
         longest = max(of_run, key=lambda stage: (stage.context, stage.masking_rate))

@@ -58,10 +58,11 @@ class Screen:
             dtype = "bf16 weights, fp32 masters"
         records = "records kept apart" if config.data.separate_records else "records mixed"
         how = {"layers": " · compiled by layers", "whole": " · compiled as a whole", None: ""}
+        again = " · layers recomputed" if config.train.recompute else ""
         world = engine.accelerator.num_processes
         processes = f"{world} process{'es' if world > 1 else ''}"
         self.console.print(
-            f"{where} · {dtype} · attention: {engine.module.attention} ({records}){how[engine.compiled]} · {engine.name} · "
+            f"{where} · {dtype} · attention: {engine.module.attention} ({records}){how[engine.compiled]}{again} · {engine.name} · "
             f"{processes}",
             style="bold",
         )

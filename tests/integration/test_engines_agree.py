@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import DEEPSPEED, metrics, train
+from jobs import DEEPSPEED, metrics, numbers, train
 
 from dnascale.data.shards import Dataset
 
@@ -98,3 +98,20 @@ def test_validation_loss_is_the_same_on_every_engine(human_cds: Dataset, tmp_pat
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_recomputed_layers_change_no_number(human_cds: Dataset, tmp_path: Path) -> None:
+    common = ("train.steps=3", "train.precision=fp32")
+    for processes, engine in ((1, "plain"), (2, "zero3" if DEEPSPEED else "plain")):
+        plain, again = (
+            train(
+                tmp_path / f"{engine}-{how}",
+                human_cds,
+                *common,
+                f"train.recompute={how}",
+                processes=processes,
+                engine=engine,
+            )
+            for how in ("false", "layers")
+        )
+        assert numbers(plain) == numbers(again)

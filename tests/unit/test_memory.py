@@ -33,11 +33,8 @@ def test_candidates_are_what_divides_the_batch_of_every_process_and_stage() -> N
     assert found(1, [{"tokens": 64, "context": 16}, {}]) == [24, 12, 8, 6, 4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("context", [64, 1024])
-def test_the_estimate_is_near_what_autograd_keeps(context: int) -> None:
-    one = config(context=context)
-    masking = Masking(CHARACTER, 0.3, 0.8, 0.1, False, 1.0)
-    module = MaskedLanguageModel(build(one.model, CHARACTER), masking)
+def kept_bytes(module: MaskedLanguageModel, tokens: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
+    """What autograd keeps for the backward pass, without weights; and the gradients."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
 
@@ -47,11 +44,34 @@ def test_the_estimate_is_near_what_autograd_keeps(context: int) -> None:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    tokens = torch.randint(0, 4, (2, context), dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = module(tokens, torch.arange(2))
-    assert loss.requires_grad
-    measured = sum(kept.values()) / tokens.numel()
+        loss, _ = module(tokens, torch.arange(len(tokens)))
+    loss.backward()
+    return sum(kept.values()), [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def model(one: Config) -> MaskedLanguageModel:
+    return MaskedLanguageModel(build(one.model, CHARACTER), Masking(CHARACTER, 0.3, 0.8, 0.1, False, 1.0))
+
+
+def test_recomputed_layers_keep_less_and_give_the_same_gradients_to_the_bit() -> None:
+    one = config(layers=6)
+    tokens = torch.randint(0, 4, (4, 64), dtype=torch.uint8)
+    kept, gradients = kept_bytes(model(one), tokens)
+    again = model(one)
+    again.recompute_layers()
+    kept_again, gradients_again = kept_bytes(again, tokens)
+    assert kept_again < 0.35 * kept
+    assert len(gradients) == len(gradients_again) > 20
+    for a, b in zip(gradients, gradients_again, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("context", [64, 1024])
+def test_the_estimate_is_near_what_autograd_keeps(context: int) -> None:
+    one = config(context=context)
+    tokens = torch.randint(0, 4, (2, context), dtype=torch.uint8)
+    measured = kept_bytes(model(one), tokens)[0] / tokens.numel()
     assert 0.7 * measured < activation_bytes(one.model) < 1.6 * measured
 
 
