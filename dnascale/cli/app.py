@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dnascale import __version__
-from dnascale.cli import checkpoints, data, prepare, tokenizer, train
+from dnascale.cli import checkpoints, data, launch, prepare, tokenizer, train
 from dnascale.errors import DnascaleError, UsageError, printable
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command()(prepare.prepare)
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command()(train.train)
+app.command()(launch.launch)
+app.command()(launch.doctor)
 app.command("eval")(train.evaluate)
 app.command()(train.export)
 app.add_typer(checkpoints.app, name="ckpt")

@@ -1,0 +1,48 @@
+"""How much memory a model takes, estimated: which micro-batch fits a device, and which engine.
+
+Weights, gradients and both AdamW moments in fp32 are 16 bytes a parameter. Activations, in bf16 and compiled by layers, are
+2 L (10.6 H + 2.8 I) bytes a token for L layers of width H and an MLP of I. Both coefficients come from two runs on an H200 (base
+at 65,536 tokens: 34.6 GB; large at 32,768: 38.8 GB; docs/benchmarks/step.md), not from a model of the kernels: an estimate.
+"""
+
+from dnascale.config import ModelConfig
+
+#: Bytes of the state of one parameter on one device, by engine and number of processes.
+_STATE = 16
+#: Of a device's memory; the rest is for the CUDA context, the allocator's gaps and communication buffers.
+_USABLE = 0.8
+
+
+def parameters(model: ModelConfig) -> int:
+    """Parameters of the layers, which is nearly all of them: the vocabulary is small."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    return model.layers * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden) + hidden * hidden
+
+
+def state_bytes(model: ModelConfig, engine: str, processes: int) -> float:
+    """Bytes of weights, gradients and moments on each device."""
+    whole = parameters(model)
+    if engine == "plain":
+        return _STATE * whole
+    # bf16 weights and gradients; fp32 weights and moments, divided.
+    weights, gradients, optimizer = 2 * whole, 2 * whole, 12 * whole
+    if engine.startswith("zero3"):
+        return (weights + gradients + (0 if "_" in engine else optimizer)) / processes
+    if engine == "zero2":
+        return weights + (gradients + optimizer) / processes
+    return weights + gradients + optimizer / processes
+
+
+def token_bytes(model: ModelConfig, flash: bool) -> float:
+    """Bytes of activations a token of the micro-batch. Without flash attention, global layers keep their scores too."""
+    inner = 2 * model.layers * (10.6 * model.hidden_size + 2.8 * model.intermediate_size)
+    if flash:
+        return inner
+    global_layers = -(-model.layers // model.global_every)
+    return 2 * inner + 8 * global_layers * model.heads * model.context  # fp32: twice the bytes
+
+
+def tokens_that_fit(model: ModelConfig, memory: int, engine: str, processes: int, flash: bool) -> int:
+    """Tokens of the largest micro-batch on a device with `memory` bytes, a multiple of the context; 0 if none fits."""
+    free = _USABLE * memory - state_bytes(model, engine, processes)
+    return max(0, int(free / token_bytes(model, flash)) // model.context * model.context)

@@ -1,0 +1,139 @@
+"""The nodes of a run keep in touch: all are there before it starts, and one that falls silent ends it, by name.
+
+A cable that is pulled sends nothing: the processes that train would wait in a collective for an hour. Each launcher counts up a
+number of its own in the store that torchrun keeps on the first node, and reads the others'.
+"""
+
+import datetime
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dnascale.errors import PeerError, UsageError
+from dnascale.launch.plan import Nodes
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+#: Seconds between two beats, unless `silence` is short.
+_BEAT = 2.0
+
+
+class Watch:
+    """Knows which nodes of a run are alive. `silence`: seconds after which a node that was there counts as lost."""
+
+    def __init__(self, nodes: Nodes, silence: float) -> None:
+        self._nodes = nodes
+        self._silence = silence
+        self._beats = 0
+        self._store: TCPStore | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def join(self, patience: float, say: Callable[[str], None]) -> None:
+        """Waits until all nodes are there. Raises PeerError that names who is not after `patience` seconds, UsageError when
+        the port is taken.
+        """
+        deadline = time.monotonic() + patience
+        self._store = self._connect(deadline, say)
+        told = time.monotonic() + 10
+        while missing := self._missing():
+            if time.monotonic() > deadline:
+                raise PeerError(
+                    f"{self._listed(missing)} did not join within {patience:.0f} s: does the same command run there, and can it "
+                    f"reach {self._nodes.first} on port {self._nodes.port}?"
+                )
+            if told is not None and time.monotonic() > told:
+                say(f"waiting for {self._listed(missing)}")
+                told = time.monotonic() + 60
+            time.sleep(0.1)
+
+    def begin(self, lost: Callable[[str], None]) -> None:
+        """From now on `lost` is called, once and on a thread of its own, with a sentence when a node falls silent."""
+        self._thread = threading.Thread(target=self._run, args=(lost,), daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """The run here is over: others may go."""
+        self._stop.set()
+
+    def _connect(self, deadline: float, say: Callable[[str], None]) -> "TCPStore":
+        from torch.distributed import DistNetworkError, DistStoreError, TCPStore
+
+        nodes, told = self._nodes, time.monotonic() + 10
+        while True:
+            try:
+                return TCPStore(
+                    nodes.first,
+                    nodes.port,
+                    is_master=nodes.rank == 0,
+                    wait_for_workers=False,
+                    multi_tenant=True,  # torchrun opens it too, in this process
+                    timeout=datetime.timedelta(seconds=min(self._silence, 30)),
+                )
+            except (DistNetworkError, DistStoreError) as error:
+                if nodes.rank == 0:
+                    raise UsageError(
+                        f"port {nodes.port} on {nodes.first} cannot be used ({_first_line(error)}): name another with --master "
+                        f"{nodes.first}:PORT on every node."
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise PeerError(
+                        f"the first node, {nodes.first}, does not answer on port {nodes.port}: does the same command run there, and "
+                        "does no firewall stand between?"
+                    ) from None
+                if time.monotonic() > told:
+                    say(f"waiting for the first node, {nodes.first}")
+                    told = time.monotonic() + 60
+                time.sleep(1)
+
+    def _missing(self) -> list[int]:
+        assert self._store is not None
+        self._beat()
+        return [rank for rank in range(self._nodes.count) if not self._store.check([self._key(rank)])]
+
+    def _beat(self) -> None:
+        assert self._store is not None
+        self._beats += 1
+        self._store.set(self._key(self._nodes.rank), str(self._beats))
+
+    def _run(self, lost: Callable[[str], None]) -> None:
+        keys = [self._key(rank) for rank in range(self._nodes.count)]
+        heard = dict.fromkeys(keys, (b"", time.monotonic()))
+        period = min(_BEAT, self._silence / 5)
+        answered = time.monotonic()
+        while not self._stop.wait(period):
+            try:
+                assert self._store is not None
+                self._beat()
+                beats = dict(zip(keys, self._store.multi_get(keys), strict=True))
+            except RuntimeError:  # the store does not answer: DistStoreError, DistNetworkError
+                if time.monotonic() - answered > self._silence and not self._stop.is_set():
+                    lost(self._sentence([0]))
+                    return
+                continue
+            answered = now = time.monotonic()
+            heard = {key: heard[key] if heard[key][0] == beat else (beat, now) for key, beat in beats.items()}
+            silent = [rank for rank, key in enumerate(keys) if now - heard[key][1] > self._silence]
+            if silent:
+                lost(self._sentence(silent))
+                return
+
+    def _sentence(self, silent: list[int]) -> str:
+        return (
+            f"{self._listed(silent)} has not been heard from for {self._silence:.0f} s: the machine, its network or its launcher is "
+            "gone. The run stops here; started again, on these nodes or on fewer, it goes on from its last checkpoint."
+        )
+
+    def _listed(self, ranks: list[int]) -> str:
+        names = self._nodes.names
+        return ", ".join(f"node {rank}" + (f" ({names[rank]})" if names else "") for rank in ranks)
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"dnascale/alive/{rank}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
