@@ -66,7 +66,9 @@ def test_fp32_losses_agree_to_rounding(human_cds: Dataset, tmp_path: Path) -> No
             assert line["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=1e-3), engine
 
 
-@pytest.mark.parametrize("optimizer", ["stable_adamw", "muon", "adafactor"])
+@pytest.mark.parametrize(
+    "optimizer", ["muon", *(pytest.param(o, marks=pytest.mark.slow) for o in ("stable_adamw", "adafactor"))]
+)
 def test_every_optimizer_makes_the_same_steps_on_every_engine(
     human_cds: Dataset, tmp_path: Path, optimizer: str
 ) -> None:

@@ -51,7 +51,7 @@ def test_nothing_fits(human_cds: Dataset, tmp_path: Path) -> None:
     assert "not even a micro-batch of 64 tokens fits" in outcome.error
 
 
-@pytest.mark.parametrize("engine", ["plain", "zero1"])
+@pytest.mark.parametrize("engine", ["plain", pytest.param("zero1", marks=pytest.mark.slow)])
 def test_memory_that_runs_out_later_is_explained_with_numbers(human_cds: Dataset, tmp_path: Path, engine: str) -> None:
     words = train_words(tmp_path / "run", human_cds, "train.steps=9", "checkpoint.every=2", engine=engine)
     outcome = execute(little_memory.main, words, {"0": 500}, 10)

@@ -67,7 +67,7 @@ def test_a_zero3_run_continues_as_plain_and_as_zero1(human_cds: Dataset, tmp_pat
             assert line["loss"] == pytest.approx(reference["loss"], rel=0.005)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adafactor"])
+@pytest.mark.parametrize("optimizer", [pytest.param("muon", marks=pytest.mark.slow), "adafactor"])
 def test_the_state_of_every_optimizer_is_that_of_no_engine(human_cds: Dataset, tmp_path: Path, optimizer: str) -> None:
     """zero3 on 2 -> plain on 1 -> zero1 on 2 -> the same to the bit."""
     options = ("train.steps=3", f"optimizer.name={optimizer}")

@@ -62,7 +62,9 @@ def test_a_run_killed_in_the_middle_continues_to_the_bit(whole: Path, human_cds:
     assert numbers(train(run, human_cds, *options)) == numbers(metrics(whole))
 
 
-@pytest.mark.parametrize("engine", ["plain", "zero2", "zero3"] if DEEPSPEED else ["plain"])
+@pytest.mark.parametrize(
+    "engine", ["plain", "zero2", pytest.param("zero3", marks=pytest.mark.slow)] if DEEPSPEED else ["plain"]
+)
 def test_two_processes_see_the_same_windows_and_learn_the_same(
     whole: Path, human_cds: Dataset, tmp_path: Path, engine: str
 ) -> None:

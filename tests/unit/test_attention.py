@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -184,6 +185,31 @@ def test_the_step_is_compiled_once_and_without_breaks(
         assert close(sums, expected_sums, 1e-2 if autocast else 1e-6)
         assert close(gradients(model.hf), gradients(eager.hf), 5e-2 if autocast else 1e-5)
     assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("how", ["layers", pytest.param("whole", marks=pytest.mark.slow)])
+def test_each_length_and_masking_rate_is_compiled_once_and_recomputed_layers_need_no_other_graph(
+    hf: Any, how: CompileMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, backend="aot_eager", **options))
+    model = language_model(copy.deepcopy(hf), "blocks")
+    model.recompute_layers()
+    torch._dynamo.reset()
+    counters.clear()
+    model.compile_step(how)
+    graphs = []
+    for rate, length in ((0.2, 96), (0.2, 48), (0.4, 48), (0.2, 96)):
+        model.masking = replace(model.masking, rate=rate)
+        for seed in range(2):
+            tokens = windows_of([[30, 79], [11, 12, 80]], seed)[:, :length].to(torch.uint8).contiguous()
+            loss, sums = model(tokens, torch.arange(2), 1)
+            loss.backward()
+            assert 0 < float(sums[1]) <= 2 * model.masking.count(length)
+        graphs.append(counters["stats"]["unique_graphs"])
+    # By layers, another rate changes the masking and the loss alone.
+    assert graphs == ([5, 10, 12, 12] if how == "layers" else [1, 2, 3, 3])
     assert not counters["graph_break"]
 
 
