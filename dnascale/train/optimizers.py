@@ -102,7 +102,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
 
     def _parts(self, group: dict[str, Any], tensor: Tensor) -> list[Part]:
         def of(whole: Tensor, piece: Piece) -> Tensor:
-            return whole.reshape(-1)[piece.offset : piece.offset + piece.numel]
+            return whole.reshape(-1).narrow(0, piece.offset, piece.numel)
 
         assert tensor.grad is not None
         state = {kind: value for kind, value in self.state[tensor].items() if kind != "step"}
@@ -110,7 +110,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
         pieces = self._pieces[tensor] or [Piece(next(iter(group["shapes"])), 0, 0)]
         return [
             Part(
-                piece, group["shapes"][piece.parameter], of(tensor.data, piece), of(tensor.grad, piece),
+                piece, group["shapes"][piece.parameter], of(tensor.detach(), piece), of(tensor.grad, piece),
                 {kind: of(value, piece) for kind, value in state.items()},
             )
             for piece in pieces
@@ -155,10 +155,10 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
         rates = torch.full((len(parts),), group["lr"], device=ok.device) * ok
         if clip:
             ratio = torch._foreach_div(gradients, torch._foreach_clamp_min(scale, eps))
-            squares = torch.stack(torch._foreach_norm(ratio)) ** 2
-            sums = self._sums(group, parts, [[one] for one in squares])
-            sizes = torch.tensor([math.prod(part.shape) for part in parts], device=ok.device)
-            rates = rates / (torch.stack([one for (one,) in sums]) / sizes).sqrt().clamp_min(1)
+            norms = torch._foreach_norm(ratio)
+            sums = self._sums(group, parts, [[one] for one in torch._foreach_mul(norms, norms)])
+            means = torch._foreach_div([one for (one,) in sums], [float(math.prod(part.shape)) for part in parts])
+            rates = rates / torch.stack(means).sqrt().clamp_min(1)
         torch._foreach_add_(scale, eps)
         torch._foreach_mul_(scale, 1 - beta1**count)
         update = torch._foreach_div(first, scale)
@@ -242,7 +242,7 @@ class Muon(PiecewiseOptimizer):
             updates |= dict(zip(names, done.split(counts), strict=True))
         weights = [part.weight for part in parts]
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
-        own = [updates[p.parameter].reshape(-1)[p.start : p.start + p.numel] for p, *_ in parts]
+        own = [updates[p.parameter].reshape(-1).narrow(0, p.start, p.numel) for p, *_ in parts]
         torch._foreach_sub_(weights, torch._foreach_mul(own, rate))
 
     def _assemble(self, group: dict[str, Any], parts: list[Part], flat: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -298,8 +298,7 @@ class Adafactor(PiecewiseOptimizer):
         sums = []
         for part in parts:
             first, rows = _as_rows(part.gradient**2 + 1e-30, part)
-            of_rows = torch.zeros(part.shape[0], device=rows.device)
-            of_rows[first : first + len(rows)] = rows.sum(1)
+            of_rows = torch.nn.functional.pad(rows.sum(1), (first, part.shape[0] - first - len(rows)))
             sums.append([of_rows, rows.sum(0)])
         updates = []
         for part, (of_rows, of_columns) in zip(parts, self._sums(group, parts, sums), strict=True):
@@ -307,10 +306,10 @@ class Adafactor(PiecewiseOptimizer):
             row.mul_(stay).add_(of_rows / part.shape[1] * (1 - stay))
             column.mul_(stay).add_(of_columns / part.shape[0] * (1 - stay))
             first, gradient = _as_rows(part.gradient, part)
-            by_row = (row / row.mean().clamp_min(1e-30)).clamp_min(1e-30).rsqrt()[first : first + len(gradient)]
-            update = gradient * by_row[:, None] * column.clamp_min(1e-30).rsqrt()
+            by_row = (row / row.mean().clamp_min(1e-30)).clamp_min(1e-30).rsqrt().narrow(0, first, len(gradient))
+            update = gradient * by_row.unsqueeze(1) * column.clamp_min(1e-30).rsqrt()
             begin = part.piece.start - first * part.shape[1]
-            updates.append(update.reshape(-1)[begin : begin + part.piece.numel])
+            updates.append(update.reshape(-1).narrow(0, begin, part.piece.numel))
         return updates
 
 

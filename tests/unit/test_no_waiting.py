@@ -1,0 +1,81 @@
+"""A step asks nothing of the device: traced on a GPU that is not there.
+
+Fake tensors have shapes and a device but no values, so reading a value fails or is seen, and so is a copy to or from the host, which
+waits for all that the device was given before.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_optimizers import NAMES, Layered, config
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dnascale.train.engines import PlainEngine
+from dnascale.train.optim import build_optimizer
+
+
+class Waits(TorchDispatchMode):
+    """Collects operations whose result the host must wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        name = function.overloadpacket.__name__
+        devices = {tensor.device.type for tensor in tensors if tensor.ndim}
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero") or len(devices) > 1:
+            self.found.append(name)
+        return out
+
+
+def on_fake_gpu(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(p.shape, device="cuda"))
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_update_of_every_optimizer_waits_for_nothing(name: str) -> None:
+    with FakeTensorMode():
+        model = on_fake_gpu(Layered())
+        engine = PlainEngine.__new__(PlainEngine)
+        engine.parameters = dict(model.named_parameters())
+        engine.config = SimpleNamespace(optimizer=config(name))  # type: ignore[assignment]
+        engine.optimizer = build_optimizer(model, config(name))
+        for p in model.parameters():
+            p.grad = torch.empty_like(p)
+        with Waits() as waits:
+            norm = engine.step(0.1)
+    assert norm.device.type == "cuda"
+    assert not waits.found
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: float(x.sum()),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x * torch.ones(3).to("cuda"),
+    ],
+)
+def test_what_waits_is_seen(wait: Any) -> None:
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda")
+        seen = False
+        with Waits() as waits:
+            try:
+                wait(x)
+            except Exception:  # values that are not there, or a GPU that is not
+                seen = True
+    assert seen or waits.found
