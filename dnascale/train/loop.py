@@ -38,6 +38,8 @@ from dnascale.train.state import TrainState
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from dnascale.model.modernbert import MaskedLanguageModel
+
 
 #: Entries of the Hugging Face configuration that decide what the model computes.
 _MODEL_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -86,8 +88,6 @@ def train(config: Config) -> Path:
 
 
 def _assemble(config: Config) -> Job:
-    from dnascale.model.modernbert import MaskedLanguageModel, build
-
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -110,60 +110,90 @@ def _assemble(config: Config) -> Job:
     valid = together(accelerator, lambda: corpus.held_out("valid", config.model.context))
     together(accelerator, lambda: _verify(config, reader, valid, accelerator, screen))
 
-    # Build the model; settle how many steps.
-    hf = build(config.model, corpus.vocabulary, config.train.seed)
-    bf16 = config.train.precision == "bf16"
-    autocast = torch.bfloat16 if bf16 and deepspeed is None else None
-    weights = torch.bfloat16 if bf16 and deepspeed is not None else torch.float32
-    masking = Masking(corpus.vocabulary, **config.masking.model_dump())
-    module = MaskedLanguageModel(hf, masking, config.data.separate_records, autocast, weights, accelerator.device).to(
-        accelerator.device
-    )
-    if config.train.recompute:
-        module.recompute_layers()
+    # Build the model; settle what the device and the length of the run decide.
+    module = _build_module(config, corpus, accelerator, deepspeed is not None)
     config = from_main(accelerator, lambda: settle_config(run, config))
-    if config.train.micro_batch_tokens == "auto":
-        longest = max(of_run, key=lambda stage: (stage.context, stage.masking_rate))
-        parts = ShorterWindows(order, config.model.context // longest.context, 0)
-
-        def read(windows: int) -> Batch:
-            return TrainStream(reader.of_context(longest.context), parts, Dealing(windows)).next_step()[0]
-
-        mode = compile_mode(config, accelerator)
-        attempt = attempt_step(module, config, longest, read, mode, torch.bfloat16 if bf16 else None)
-        config = find_micro_batch(config, of_run, accelerator, attempt, screen.note)
+    config = _settle_micro_batch(config, of_run, reader, order, module, accelerator, screen)
     config = settle_steps(accelerator, config, of_run, reader, order, module, screen)
-    assert config.train.steps is not None
 
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
     if (how := compile_mode(config, accelerator)) is not None:
         module.compile_step(how)
     engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     identity = checkpoint.Identity(
-        model={key: getattr(hf.config, key) for key in _MODEL_KEYS},
+        model={key: getattr(module.hf.config, key) for key in _MODEL_KEYS},
         vocabulary=corpus.vocabulary.digest,
         data=corpus.fingerprint,
     )
-    state = TrainState(total_steps=config.train.steps)
-    saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
-    for sentence in rejected:
-        screen.warn(f"{sentence} The one before is used.")
-    if saved is not None:
-        together(accelerator, lambda: saved.require(identity, engine.shapes))
-        name, restart = config.optimizer.name, config.optimizer.restart
-        state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
-        checkpoint.load(saved, engine, state)
-        state = replace(state, total_steps=config.train.steps)
+    state, resumed = _restore(config, engine, identity, run, screen)
     stage = stage_at(of_run, state.position)
     stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
     _require_one_order(accelerator, stream)
     speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
     job = Job(
         config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
-        resumed=saved is not None, speed=speed,
+        resumed, speed,
     )  # fmt: skip
     _enter(job, stage)
     return job
+
+
+def _build_module(config: Config, corpus: Corpus, accelerator: "Accelerator", deepspeed: bool) -> "MaskedLanguageModel":
+    """The model with fresh weights, on the device. Under DeepSpeed the weights will be bf16, else matrix products alone are."""
+    from dnascale.model.modernbert import MaskedLanguageModel, build
+
+    bf16 = config.train.precision == "bf16"
+    module = MaskedLanguageModel(
+        build(config.model, corpus.vocabulary, config.train.seed),
+        Masking(corpus.vocabulary, **config.masking.model_dump()),
+        config.data.separate_records,
+        autocast=torch.bfloat16 if bf16 and not deepspeed else None,
+        weights=torch.bfloat16 if bf16 and deepspeed else torch.float32,
+        device=accelerator.device,
+    ).to(accelerator.device)
+    if config.train.recompute:
+        module.recompute_layers()
+    return module
+
+
+def _settle_micro_batch(
+    config: Config,
+    of_run: list[Stage],
+    reader: WindowReader,
+    order: Order,
+    module: "MaskedLanguageModel",
+    accelerator: "Accelerator",
+    screen: Screen,
+) -> Config:
+    """`config` with a number of tokens for train.micro_batch_tokens, where it was `auto`. Collective."""
+    if config.train.micro_batch_tokens != "auto":
+        return config
+    longest = max(of_run, key=lambda stage: (stage.context, stage.masking_rate))
+    parts = ShorterWindows(order, config.model.context // longest.context, 0)
+
+    def read(windows: int) -> Batch:
+        return TrainStream(reader.of_context(longest.context), parts, Dealing(windows)).next_step()[0]
+
+    attempt = attempt_step(module, config, longest, read, compile_mode(config, accelerator))
+    return find_micro_batch(config, of_run, accelerator, attempt, screen.note)
+
+
+def _restore(
+    config: Config, engine: Engine, identity: checkpoint.Identity, run: Path, screen: Screen
+) -> tuple[TrainState, bool]:
+    """The state to go on from, and whether it is that of a checkpoint, which the engine then has. Collective."""
+    accelerator, total = engine.accelerator, config.train.steps
+    assert total is not None
+    saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
+    for sentence in rejected:
+        screen.warn(f"{sentence} The one before is used.")
+    if saved is None:
+        return TrainState(total_steps=total), False
+    together(accelerator, lambda: saved.require(identity, engine.shapes))
+    name, restart = config.optimizer.name, config.optimizer.restart
+    state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
+    checkpoint.load(saved, engine, state)
+    return replace(state, total_steps=total), True
 
 
 def _enter(job: Job, stage: Stage) -> None:

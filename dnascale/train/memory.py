@@ -139,7 +139,6 @@ def attempt_step(
     stage: Stage,
     read: Callable[[int], Batch],
     compiled: CompileMode | None,
-    autocast: torch.dtype | None,
 ) -> Callable[[int], None]:
     """A function that takes one step of a copy of the bare model with a micro-batch of so many tokens.
 
@@ -148,7 +147,8 @@ def attempt_step(
 
     def attempt(tokens: int) -> None:
         trial = copy.deepcopy(module)
-        trial.autocast = autocast
+        if config.train.precision == "bf16":
+            trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
         trial.masking = replace(trial.masking, rate=stage.masking_rate)
         if compiled is not None:
             trial.compile_step("layers")  # in seconds; as a whole it needs no more
