@@ -1,11 +1,13 @@
 # make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes with the installation)
 # make test   the test suite
+# make slow   what make test leaves out: tests of half a minute and more
+# make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
 # make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test gpu check format clean
+.PHONY: help demo test slow cluster cluster-packages gpu check format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -32,6 +34,16 @@ demo: .venv/base
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+
+slow: .venv/dev
+	$(BIN)/python -m pytest -m slow --durations 10
+
+cluster: .venv/dev
+	$(BIN)/python -m pytest -m cluster --durations 10
+
+cluster-packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends iproute2 munge slurmctld slurmd slurm-client
 
 gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu

@@ -40,6 +40,7 @@ class Slurm:
     hosts: tuple[str, ...]
     node: int | None
     restarts: int = 0
+    cpus: int | None = None  # of a task, where the job asked for a number
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Machine:
     devices: tuple[Device, ...] = ()
     deepspeed: bool = False
     slurm: Slurm | None = None
+    threads: int | None = None  # OMP_NUM_THREADS, where it is set
 
     @property
     def device(self) -> str:
@@ -69,6 +71,7 @@ def look(environment: Mapping[str, str] = os.environ) -> Machine:
         devices=find_devices(),
         deepspeed=find_spec("deepspeed") is not None,
         slurm=find_slurm(environment),
+        threads=int(threads) if (threads := environment.get("OMP_NUM_THREADS", "")).isdigit() else None,
     )
 
 
@@ -97,6 +100,7 @@ def find_slurm(environment: Mapping[str, str]) -> Slurm | None:
         hosts=expand_hosts(listed or environment["SLURM_JOB_NODELIST"]),
         node=int(environment["SLURM_NODEID"]) if in_step else None,
         restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        cpus=int(environment["SLURM_CPUS_PER_TASK"]) if "SLURM_CPUS_PER_TASK" in environment else None,
     )
 
 

@@ -4,6 +4,7 @@ A cable that is pulled sends nothing: the processes that train would wait in a c
 number of its own in the store that torchrun keeps on the first node, and reads the others'.
 """
 
+import contextlib
 import datetime
 import threading
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Seconds between two beats, unless `silence` is short.
 _BEAT = 2.0
+_DONE = "done"
 
 
 class Watch:
@@ -26,10 +28,14 @@ class Watch:
     def __init__(self, nodes: Nodes, silence: float) -> None:
         self._nodes = nodes
         self._silence = silence
+        self._period = min(_BEAT, silence / 5)
         self._beats = 0
         self._store: TCPStore | None = None
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._complete = False
+        self._answered = 0.0  # when the store last did
+        self._heard: dict[int, tuple[bytes, float]] = {}  # of each node: its last beat, and when it was a new one
+        self._talker = threading.Thread(target=self._talk, daemon=True)
 
     def join(self, patience: float, say: Callable[[str], None]) -> None:
         """Waits until all nodes are there. Raises PeerError that names who is not after `patience` seconds, UsageError when
@@ -51,12 +57,15 @@ class Watch:
 
     def begin(self, lost: Callable[[str], None]) -> None:
         """From now on `lost` is called, once and on a thread of its own, with a sentence when a node falls silent."""
-        self._thread = threading.Thread(target=self._run, args=(lost,), daemon=True)
-        self._thread.start()
+        self._answered = time.monotonic()
+        self._talker.start()
+        threading.Thread(target=self._judge, args=(lost,), daemon=True).start()
 
-    def end(self) -> None:
-        """The run here is over: others may go."""
+    def end(self, complete: bool) -> None:
+        """The run is over here. When it is `complete`, the others, which may be a little later, do not miss this node."""
+        self._complete = complete
         self._stop.set()
+        self._talker.join(2 * self._period)
 
     def _connect(self, deadline: float, say: Callable[[str], None]) -> "TCPStore":
         from torch.distributed import DistNetworkError, DistStoreError, TCPStore
@@ -98,24 +107,34 @@ class Watch:
         self._beats += 1
         self._store.set(self._key(self._nodes.rank), str(self._beats))
 
-    def _run(self, lost: Callable[[str], None]) -> None:
+    def _talk(self) -> None:
+        """Says that this node is alive and hears the others. May hang for as long as the kernel believes in a connection."""
         keys = [self._key(rank) for rank in range(self._nodes.count)]
-        heard = dict.fromkeys(keys, (b"", time.monotonic()))
-        period = min(_BEAT, self._silence / 5)
-        answered = time.monotonic()
-        while not self._stop.wait(period):
-            try:
-                assert self._store is not None
+        assert self._store is not None
+        while not self._stop.wait(self._period):
+            with contextlib.suppress(RuntimeError):  # the store does not answer: DistStoreError, DistNetworkError
                 self._beat()
-                beats = dict(zip(keys, self._store.multi_get(keys), strict=True))
-            except RuntimeError:  # the store does not answer: DistStoreError, DistNetworkError
-                if time.monotonic() - answered > self._silence and not self._stop.is_set():
-                    lost(self._sentence([0]))
-                    return
-                continue
-            answered = now = time.monotonic()
-            heard = {key: heard[key] if heard[key][0] == beat else (beat, now) for key, beat in beats.items()}
-            silent = [rank for rank, key in enumerate(keys) if now - heard[key][1] > self._silence]
+                beats = self._store.multi_get(keys)
+                self._answered = now = time.monotonic()
+                for rank, beat in enumerate(beats):
+                    if self._heard.get(rank, (b"", now))[0] != beat:
+                        self._heard[rank] = (beat, now)
+        if self._complete:
+            with contextlib.suppress(RuntimeError):
+                self._store.set(self._key(self._nodes.rank), _DONE)
+
+    def _judge(self, lost: Callable[[str], None]) -> None:
+        """Never waits for another node."""
+        while not self._stop.wait(self._period):
+            now = time.monotonic()
+            if now - self._answered > self._silence:
+                lost(self._sentence([0]))
+                return
+            silent = [
+                rank
+                for rank, (beat, since) in list(self._heard.items())
+                if beat != _DONE.encode() and now - since > self._silence
+            ]
             if silent:
                 lost(self._sentence(silent))
                 return

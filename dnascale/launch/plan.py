@@ -69,11 +69,12 @@ def plan(
     used = _divisible(config, nodes.count, local, reasons)
     overrides = [*_memory(config, machine, device, used * local, words, reasons), f"train.processes={used * local}"]
     environment = {}
-    if local > 1 or nodes.count > 1:
+    if machine.threads is None and (local > 1 or nodes.count > 1):
         threads = max(1, machine.cores // local)
         environment["OMP_NUM_THREADS"] = str(threads)
         reasons.append(
-            f"{machine.cores} CPU cores for {local} processes: {threads} thread{'s' if threads > 1 else ''} each"
+            f"{machine.cores} CPU cores for {local} process{'es' if local > 1 else ''}: {threads} thread"
+            f"{'s' if threads > 1 else ''} each"
         )
     nodes = Nodes(used, nodes.rank, nodes.first, nodes.port, nodes.names[:used])
     return Launch(
@@ -95,7 +96,7 @@ def _slurm_nodes(machine: Machine, reasons: list[str]) -> Nodes | None:
     slurm = machine.slurm
     if slurm is None:
         return Nodes()
-    again = f", started again {slurm.restarts} times" if slurm.restarts else ""
+    again = f", start {slurm.restarts + 1}" if slurm.restarts else ""
     if slurm.node is None:
         if len(slurm.hosts) > 1:
             reasons.append(
@@ -111,17 +112,11 @@ def _slurm_nodes(machine: Machine, reasons: list[str]) -> Nodes | None:
 def _over_srun(machine: Machine, words: list[str], processes: int | None, reasons: list[str]) -> Launch:
     assert machine.slurm is not None
     options = ["--processes", str(processes)] if processes is not None else []
-    command = [
-        "srun",
-        "--ntasks-per-node=1",
-        "--wait=120",
-        sys.executable,
-        "-m",
-        "dnascale",
-        "launch",
-        *options,
-        *words,
-    ]
+    # Nodes with nothing to do end at once: no task waits for the others for a limited time only.
+    srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=0"]
+    if machine.slurm.cpus is not None:  # since Slurm 22.05 a task has one CPU unless srun is told how many
+        srun.append(f"--cpus-per-task={machine.slurm.cpus}")
+    command = [*srun, sys.executable, "-m", "dnascale", "launch", *options, *words]
     return Launch(command, reasons=reasons, nodes=Nodes(len(machine.slurm.hosts), names=machine.slurm.hosts))
 
 

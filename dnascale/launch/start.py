@@ -32,11 +32,10 @@ def start(launch: Launch, silence: float) -> int:
         watch = Watch(launch.nodes, silence)
         watch.join(_PATIENCE, _say)
         watch.begin(_give_up)
-    try:
-        return _torchrun(launch.words[1:])
-    finally:
-        if watch is not None:
-            watch.end()
+    code = _torchrun(launch.words[1:])
+    if watch is not None:
+        watch.end(complete=code == 0)
+    return code
 
 
 def _replace_this_process(launch: Launch) -> None:

@@ -150,6 +150,15 @@ def test_the_batch_script_of_several_nodes_starts_one_task_on_each() -> None:
     assert chosen.words[-6:-3] == ["launch", "--processes", "4"]
 
 
+def test_srun_is_told_the_cpus_of_a_task() -> None:
+    words = planned(in_slurm(2, None, cpus=12)).words
+    assert "--cpus-per-task=12" in words
+
+
+def test_a_number_of_threads_that_was_chosen_stays() -> None:
+    assert planned(machine(H100, H100, threads=1)).environment == {}
+
+
 def test_nodes_over_which_the_global_batch_does_not_divide_stay_idle() -> None:
     """512 windows over 3 x 8 processes: two nodes do the same experiment, the third has nothing to do."""
     chosen = [planned(in_slurm(3, node)) for node in range(3)]
