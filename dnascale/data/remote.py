@@ -108,7 +108,10 @@ class RemoteFolder:
                         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
                     self._here.leased(file.name)
                     return Lease(path, lock, self._here.look_again)
-                attempts.until(lambda: lock.take(exclusive=True), "other processes are still using it")
+                # Another process may have fetched it meanwhile, and keep it in use until this one gets on.
+                attempts.until(
+                    lambda: self._present(file) or lock.take(exclusive=True), "other processes are still using it"
+                )
                 if not self._present(file):
                     self._fetch_now(file, path, attempts)
         except BaseException as error:
