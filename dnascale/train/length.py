@@ -65,7 +65,7 @@ def _time_step(
         trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
     if (how := compile_mode(config, accelerator)) is not None:
         trial.compile_step(how)
-    optimizer = build_optimizer(trial, config.optimizer)
+    optimizer = build_optimizer(trial, config.optimizer, config.train.precision)
     micro_batches, updates = [], []
     for _ in range(30):
         begin = time.monotonic()

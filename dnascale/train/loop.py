@@ -119,7 +119,13 @@ def _assemble(config: Config) -> Job:
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
     if (how := compile_mode(config, accelerator)) is not None:
         module.compile_step(how)
-    engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
+    engine = build_engine(
+        accelerator,
+        module,
+        build_optimizer(module, config.optimizer, config.train.precision),
+        config,
+        batching.accumulation,
+    )
     identity = checkpoint.Identity(
         model={key: getattr(module.hf.config, key) for key in _MODEL_KEYS},
         vocabulary=corpus.vocabulary.digest,

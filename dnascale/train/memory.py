@@ -152,7 +152,7 @@ def attempt_step(
         trial.masking = replace(trial.masking, rate=stage.masking_rate)
         if compiled is not None:
             trial.compile_step("layers")  # in seconds; as a whole it needs no more
-        optimizer = build_optimizer(trial, config.optimizer)
+        optimizer = build_optimizer(trial, config.optimizer, config.train.precision)
         batch = read(tokens // stage.context)
         device = module.complement.device
         for _ in range(2):  # the second has moments and gradients beside the activations

@@ -36,14 +36,18 @@ def parameter_groups(model: "nn.Module", config: OptimizerConfig) -> list[dict[s
     ]
 
 
-def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of that name over whole parameters, with the state of step 0, so that it can be read before the first."""
+def build_optimizer(model: "nn.Module", config: OptimizerConfig, precision: str = "fp32") -> torch.optim.Optimizer:
+    """The optimizer of that name over whole parameters, with the state of step 0, so that it can be read before the first.
+
+    `precision` (fp32 or bf16) is that of muon's matrix products; state and updates are fp32.
+    """
     groups = parameter_groups(model, config)
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
     if config.name == "adamw":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **common, fused=True)
     else:
-        optimizer = OPTIMIZERS[config.name](groups, **common, momentum=config.momentum)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimizer = OPTIMIZERS[config.name](groups, **common, momentum=config.momentum, dtype=dtype)
     place(
         optimizer,
         {

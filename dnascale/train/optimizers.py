@@ -211,8 +211,8 @@ class Muon(PiecewiseOptimizer):
     """Momentum, orthogonalised, for the matrices of the layers; AdamW for the rest (Jordan et al. 2024).
 
     Updates are scaled to the root mean square that AdamW's have, 0.2 * sqrt(max(rows, columns)) (Liu et al. 2025, "Muon is
-    scalable for LLM training"), so that both take the same learning rate. Query, key and value are matrices of their own. On CUDA
-    the iteration runs in bf16, as in the original, elsewhere in fp32. Cut into pieces, the momenta are summed over ranks into whole
+    scalable for LLM training"), so that both take the same learning rate. Query, key and value are matrices of their own. The
+    iteration runs in the run's precision; the original has bf16. Cut into pieces, the momenta are summed over ranks into whole
     matrices, and each rank orthogonalises those that it holds a piece of; under DDP each rank does all of them.
     """
 
@@ -231,14 +231,14 @@ class Muon(PiecewiseOptimizer):
         torch._foreach_add_(ahead, buffers, alpha=momentum)
         whole = self._assemble(group, parts, ahead)
         # Matrices of one shape go through the iteration together.
-        dtype = torch.bfloat16 if ok.device.type == "cuda" else torch.float32
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, matrices in whole.items():
             by_shape[matrices.shape[1:]].append(name)
         updates: dict[str, Tensor] = {}
         for (rows, columns), names in by_shape.items():
             counts = [len(whole[name]) for name in names]
-            done = orthogonalize(torch.cat([whole[name] for name in names]), dtype) * (0.2 * max(rows, columns) ** 0.5)
+            matrices = torch.cat([whole[name] for name in names])
+            done = orthogonalize(matrices, group["dtype"]) * (0.2 * max(rows, columns) ** 0.5)
             updates |= dict(zip(names, done.split(counts), strict=True))
         weights = [part.weight for part in parts]
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])

@@ -62,8 +62,8 @@ def test_optimizers_make_the_steps_of_a_cpu_and_never_wait_for_the_device(name: 
         finally:
             torch.cuda.set_sync_debug_mode("default")
     for (name_of, p), q in zip(here.named_parameters(), there.parameters(), strict=True):
-        # Muon's iteration runs in bf16 there, and its updates are of the size of the learning rate.
-        assert torch.allclose(p, q.cpu(), atol=2e-3 if name == "muon" else 1e-5), name_of
+        # Muon's iteration makes rounding larger.
+        assert torch.allclose(p, q.cpu(), atol=1e-4 if name == "muon" else 1e-5), name_of
 
 
 @pytest.fixture(scope="module")
