@@ -182,7 +182,7 @@ class Scorer:
                 tokens = windows[first : first + BATCH]
                 keys = torch.arange(first, first + len(tokens))
                 ids, predicted = mask_group(tokens, keys, 0, GROUPS, CHARACTER)
-                log_p = logits(ids)[..., :].float().log_softmax(-1)
+                log_p = logits(ids).float().log_softmax(-1)
                 nats -= float(log_p.gather(-1, tokens.long()[..., None])[..., 0][predicted].sum())
                 bases += int(predicted.sum())
             losses[kind] = nats / bases
@@ -214,7 +214,9 @@ class OursContender:
             "parameters": sum(p.numel() for p in self.job.engine.module.parameters()),
         }
         self.description = f"{self.job.state.total_steps:,} steps of {config.train.global_batch_tokens:,} tokens, {config.train.precision}"
-        self.logits = self.job.engine.module.logits
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.job.engine.module.logits(ids.to(self.job.accelerator.device)).cpu()
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """Tokens and bases of step after step."""

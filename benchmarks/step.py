@@ -5,6 +5,7 @@
 Every row is a process of its own. `ours` is the step of `dnascale train` itself, data included; `trainer` is the Trainer
 as a careful user writes it (SDPA, bf16, fused AdamW, pinned batches made by eight workers), `trainer-compiled` has
 torch_compile=True besides; zero1, zero2 and zero3 are ours with that engine. Both see the same windows of DATA, without padding.
+What one lever does is a variant with an override behind a plus sign, such as ours+optimizer.name=muon or ours+train.compile=layers.
 """
 
 import argparse
@@ -110,6 +111,7 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     from dnascale.data.masking import Masking
     from dnascale.data.stream import TrainStream
     from dnascale.model.flops import record_lengths, train_flops_per_token
+    from dnascale.train.precision import settle_precision
     from dnascale.vocab import CHARACTER
 
     cuda = torch.cuda.is_available()
@@ -117,7 +119,8 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     config = load_config(row["preset"], [
         f"data.path={options.data}", f"model.context={row['context']}", "train.steps=1000000", f"run.dir=/nowhere/{os.getpid()}",
         f"train.global_batch_tokens={row['micro_batch_tokens']}", f"train.micro_batch_tokens={row['micro_batch_tokens']}",
-        f"train.engine={row['variant'] if row['variant'].startswith('zero') else 'plain'}", *options.override,
+        f"train.engine={row['variant'].split('+')[0] if row['variant'].startswith('zero') else 'plain'}", *options.override,
+        *row["variant"].split("+")[1:],
     ])  # fmt: skip
     windows = row["micro_batch_tokens"] // row["context"]
     sample = TrainStream.open(options.data, row["context"], windows).next_step()[0].tokens.numpy() & 0x7F
@@ -157,7 +160,9 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
         options.profile.mkdir(parents=True, exist_ok=True)
         name = f"{row['preset']}-{row['context']}-{row['variant']}.txt"
         (options.profile / name).write_text(profile(steps))
-    result["measured_matmul_tflops"] = round(measured_flops(device) / 1e12, 1)
+    bf16 = "trainer" in row["variant"] or settle_precision(config, device.type).train.precision == "bf16"
+    matmul = measured_flops(device, torch.bfloat16 if bf16 else torch.float32)
+    result |= {"measured_matmul_tflops": round(matmul / 1e12, 3), "share_of_matmul": round(rate * flops / matmul, 4)}
     return result
 
 
@@ -274,6 +279,7 @@ def as_line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{head} {row['error']}"
     mfu = f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
+    mfu += f"  {row['share_of_matmul']:.1%} of a matrix product"
     memory = f"  {row['memory_gb']:.1f} GB" if row["memory_gb"] else ""
     return (
         f"{head} {row['tokens_per_second']:>10,} tokens/s ({row['lowest']:,} to {row['highest']:,})  {row['tflops']:.1f} TFLOP/s"

@@ -76,6 +76,18 @@ def test_two_processes_see_the_same_windows_and_learn_the_same(
         assert line["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
+def test_a_run_in_the_middle_of_a_stage_goes_on_with_two_processes(
+    whole: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for later in range(7, 14):
+        shutil.rmtree(run / "checkpoints" / f"step-{later:08d}")
+    lines = train(run, human_cds, *OPTIONS, processes=2)
+    assert [line["windows_digest"] for line in lines] == [line["windows_digest"] for line in metrics(whole)]
+    assert lines[-1]["loss"] == pytest.approx(metrics(whole)[-1]["loss"], rel=1e-4)
+
+
 def test_every_stage_is_announced_and_its_steps_are_counted_by_epochs(human_cds: Dataset, tmp_path: Path) -> None:
     words = train_words(tmp_path / "run", human_cds, STAGES, "train.epochs=0.005")
     outcome = dnascale(*words)
