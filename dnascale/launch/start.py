@@ -64,11 +64,15 @@ def _torchrun(words: list[str]) -> int:
 
 
 def _explained(error: Any) -> int:
-    """Says which process was killed, since it could not say so itself; returns the exit code of the first that failed."""
-    killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
-    if not killed:
-        return int(error.get_first_failure()[1].exitcode)
-    rank, failure = killed[0]  # others may have failed because of it
+    """Returns the exit code of the process that failed first; says which one was killed, since it could not say so itself."""
+    # One that was killed is the cause of what others met; those ended by SIGTERM were so by torchrun, after the cause.
+    failures = sorted(
+        error.failures.items(),
+        key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[1].timestamp),
+    )
+    rank, failure = failures[0]
+    if failure.exitcode >= 0:
+        return int(failure.exitcode)
     name = signal.Signals(-failure.exitcode).name
     hint = ": was memory short?" if name == "SIGKILL" else "."
     print(

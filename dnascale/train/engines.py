@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,9 +200,17 @@ class DeepSpeedEngine(Engine):
         self.name = f"zero{self.stage}"
         self.model, _ = accelerator.prepare(module, optimizer)
         self.zero = self.model.optimizer
-        place(self.zero.optimizer, self._pieces(), self._over_ranks if accelerator.num_processes > 1 else None)
+        over_ranks = self._over_ranks if accelerator.num_processes > 1 else None
+        pieces = self._pieces()
         if self.stage < 3:
+            place(self.zero.optimizer, pieces, over_ranks)
             self.zero._lazy_init_hp_params_optimizer_state()
+        elif self.zero.swap_optimizer:
+            for group in self._groups():
+                flat = self.zero.fp32_partitioned_groups_flat[group]
+                place(self.zero.optimizer, {flat: pieces[flat]}, over_ranks)
+        else:
+            place(self.zero.optimizer, pieces, over_ranks)
 
     def _pieces(self) -> dict[torch.Tensor, list[Piece]]:
         """The flat fp32 tensors that this rank's optimizer updates, one a parameter group (and sub-group), and what is in them."""
@@ -215,6 +224,16 @@ class DeepSpeedEngine(Engine):
                 group, offset, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
             pieces[flat[group]].append(Piece(fragment.parameter, fragment.start, fragment.numel, offset))
         return pieces
+
+    def _groups(self) -> Iterator[int]:
+        """The groups of ZeRO-3, each with its state in memory, where it may be changed, while it is given."""
+        for group in range(len(self.zero.fp32_partitioned_groups_flat)):
+            on_disk = self.zero._swappable_optimizer_subgroup(group)
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_in(group)
+            yield group
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_out(group)
 
     def _over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         there = tensor.to(self.accelerator.device)  # offloaded state is in host memory, which NCCL does not reach
@@ -297,7 +316,10 @@ class DeepSpeedEngine(Engine):
             return shared[fragment.kind].view(-1).narrow(0, fragment.start, fragment.numel)
         if self.stage < 3:
             return parameter._hp_mapping.get_hp_fragment(None if fragment.kind == "weight" else fragment.kind)
-        return self._local(parameter, fragment.kind)[: fragment.numel]
+        local = self._local(parameter, fragment.kind)[: fragment.numel]
+        return (
+            local.clone() if self.zero.swap_optimizer else local
+        )  # the buffer of what comes from a disk is used again
 
     def _local(self, parameter: Any, kind: str) -> torch.Tensor:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
@@ -327,7 +349,7 @@ class DeepSpeedEngine(Engine):
             self.zero.update_lp_params()
             return
         self.zero.checkpoint_event_prologue()
-        for group in range(len(self.zero.fp32_partitioned_groups_flat)):
+        for group in self._groups():
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jobs import Outcome, dnascale, environment, launch, metrics, train_words
 
 from dnascale.data.shards import Dataset
+from dnascale.launch.start import _explained
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "dnascale", "launch"]
@@ -63,6 +65,20 @@ def test_what_cannot_be_launched_is_refused(
     outcome = dnascale("launch", *options, *words(tmp_path / "run", human_cds, "train.steps=1"))
     assert outcome.code == 2
     assert sentence in outcome.error
+
+
+def test_of_several_failures_the_cause_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """torchrun ends the others with SIGTERM, and what they met came after."""
+
+    def code(*failures: tuple[int, int]) -> int:
+        found = {rank: SimpleNamespace(exitcode=exitcode, timestamp=at) for rank, (exitcode, at) in enumerate(failures)}
+        return _explained(SimpleNamespace(failures=found))
+
+    assert code((-signal.SIGTERM, 1), (3, 2)) == 3
+    assert code((7, 5), (6, 4)) == 6
+    assert capsys.readouterr().err == ""
+    assert code((1, 1), (-signal.SIGKILL, 2)) == 7
+    assert "rank 1 on " in capsys.readouterr().err
 
 
 @pytest.mark.faults
