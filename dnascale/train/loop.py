@@ -119,13 +119,8 @@ def _assemble(config: Config) -> Job:
     # Hand the model to the engine; continue where the newest valid checkpoint stands.
     if (how := compile_mode(config, accelerator)) is not None:
         module.compile_step(how)
-    engine = build_engine(
-        accelerator,
-        module,
-        build_optimizer(module, config.optimizer, config.train.precision),
-        config,
-        batching.accumulation,
-    )
+    optimizer = build_optimizer(module, config.optimizer, config.train.precision, with_state=deepspeed is None)
+    engine = build_engine(accelerator, module, optimizer, config, batching.accumulation)
     identity = checkpoint.Identity(
         model={key: getattr(module.hf.config, key) for key in _MODEL_KEYS},
         vocabulary=corpus.vocabulary.digest,

@@ -36,26 +36,29 @@ def parameter_groups(model: "nn.Module", config: OptimizerConfig) -> list[dict[s
     ]
 
 
-def build_optimizer(model: "nn.Module", config: OptimizerConfig, precision: str = "fp32") -> torch.optim.Optimizer:
+def build_optimizer(
+    model: "nn.Module", config: OptimizerConfig, precision: str = "fp32", with_state: bool = True
+) -> torch.optim.Optimizer:
     """The optimizer of that name over whole parameters, with the state of step 0, so that it can be read before the first.
 
-    `precision` (fp32 or bf16) is that of muon's matrix products; state and updates are fp32.
+    `precision` (fp32 or bf16) is that of muon's matrix products; state and updates are fp32. Without `with_state` there is none,
+    for an engine that cuts the parameters and then calls `place`.
     """
     groups = parameter_groups(model, config)
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
     if config.name == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **common, fused=True)
+        fused = groups[0]["params"][0].device.type != "meta"
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **common, fused=fused)
     else:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         optimizer = OPTIMIZERS[config.name](groups, **common, momentum=config.momentum, dtype=dtype)
-    place(
-        optimizer,
-        {
+    if with_state:
+        whole = {
             parameter: [Piece(name, 0, parameter.numel())]
             for group in optimizer.param_groups
             for name, parameter in zip(group["shapes"], group["params"], strict=True)
-        },
-    )
+        }
+        place(optimizer, whole)
     return optimizer
 
 
@@ -68,6 +71,7 @@ def place(
 
     `over_ranks` sums a tensor over the ranks that have the other pieces; None where each piece is a whole parameter.
     """
+    optimizer.state.clear()
     if isinstance(optimizer, PiecewiseOptimizer):
         optimizer.place(pieces, over_ranks)
         return

@@ -268,6 +268,20 @@ class _LockStep:
         return tensor
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_engine_that_cuts_parameters_pays_for_no_whole_state(name: str) -> None:
+    model = Layered()
+    optimizer = build_optimizer(model, config(name), with_state=False)
+    assert not optimizer.state
+    flat = [torch.zeros(4) for _ in optimizer.param_groups]
+    first = [next(iter(group["shapes"])) for group in optimizer.param_groups]
+    place(optimizer, {tensor: [Piece(parameter, 0, 4)] for tensor, parameter in zip(flat, first, strict=True)})
+    assert set(map(id, optimizer.state)) == set(map(id, flat))
+    again = build_optimizer(model, config(name))
+    place(again, {tensor: [Piece(parameter, 0, 4)] for tensor, parameter in zip(flat, first, strict=True)})
+    assert set(map(id, again.state)) == set(map(id, flat))
+
+
 def test_groups_of_the_real_model() -> None:
     hf = build(ModelConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, context=32), CHARACTER)
     hidden, other, vectors = parameter_groups(hf, config("muon"))
