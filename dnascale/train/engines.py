@@ -20,8 +20,8 @@ import torch
 
 from dnascale.config import CompileMode, Config
 from dnascale.errors import NumericsError, UsageError
-from dnascale.train.optim import place, set_step, shared_state, states
-from dnascale.train.optimizers import Piece
+from dnascale.train.optim import place, set_step, share_work, shared_state, states
+from dnascale.train.optimizers import Piece, Ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -120,6 +120,8 @@ class PlainEngine(Engine):
         self.model = accelerator.prepare_model(module)
         self.optimizer = optimizer
         self.accumulation = accumulation
+        if (ranks := ranks_of(accelerator, cut=False)) is not None:
+            share_work(optimizer, ranks)
 
     def divide(self, micro_windows: int, accumulation: int) -> None:
         self.accumulation = accumulation
@@ -200,17 +202,16 @@ class DeepSpeedEngine(Engine):
         self.name = f"zero{self.stage}"
         self.model, _ = accelerator.prepare(module, optimizer)
         self.zero = self.model.optimizer
-        over_ranks = self._over_ranks if accelerator.num_processes > 1 else None
-        pieces = self._pieces()
+        ranks, pieces = ranks_of(accelerator, cut=True), self._pieces()
         if self.stage < 3:
-            place(self.zero.optimizer, pieces, over_ranks)
+            place(self.zero.optimizer, pieces, ranks)
             self.zero._lazy_init_hp_params_optimizer_state()
         elif self.zero.swap_optimizer:
             for group in self._groups():
                 flat = self.zero.fp32_partitioned_groups_flat[group]
-                place(self.zero.optimizer, {flat: pieces[flat]}, over_ranks)
+                place(self.zero.optimizer, {flat: pieces[flat]}, ranks)
         else:
-            place(self.zero.optimizer, pieces, over_ranks)
+            place(self.zero.optimizer, pieces, ranks)
 
     def _pieces(self) -> dict[torch.Tensor, list[Piece]]:
         """The flat fp32 tensors that this rank's optimizer updates, one a parameter group (and sub-group), and what is in them."""
@@ -234,11 +235,6 @@ class DeepSpeedEngine(Engine):
             yield group
             if on_disk:
                 self.zero._optimizer_states_and_gradient_swap_out(group)
-
-    def _over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        there = tensor.to(self.accelerator.device)  # offloaded state is in host memory, which NCCL does not reach
-        torch.distributed.all_reduce(there)
-        return tensor if there is tensor else tensor.copy_(there)
 
     def divide(self, micro_windows: int, accumulation: int) -> None:
         self.model.set_train_micro_batch_size(micro_windows)
@@ -424,6 +420,18 @@ def _config_file(engine: str) -> Path | None:
     if engine.endswith(".json"):
         return Path(engine)
     raise UsageError(f"train.engine={engine} is none of auto, plain, {', '.join(_STAGES)} and no .json file.")
+
+
+def ranks_of(accelerator: "Accelerator", cut: bool) -> Ranks | None:
+    """The processes of this run for its optimizer; None for one that is alone."""
+
+    def add(tensor: torch.Tensor) -> torch.Tensor:
+        there = tensor.to(accelerator.device)  # offloaded state is in host memory, which NCCL does not reach
+        torch.distributed.all_reduce(there)
+        return tensor if there is tensor else tensor.copy_(there)
+
+    world = accelerator.num_processes
+    return Ranks(accelerator.process_index, world, add, cut) if world > 1 else None
 
 
 def build_engine(

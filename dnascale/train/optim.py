@@ -1,12 +1,12 @@
 """The optimizer of a run: by its name, with its parameter groups, and what it keeps for each parameter."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dnascale.config import OptimizerConfig
-from dnascale.train.optimizers import OPTIMIZERS, Piece, PiecewiseOptimizer, is_hidden_matrix
+from dnascale.train.optimizers import OPTIMIZERS, Piece, PiecewiseOptimizer, Ranks, is_hidden_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,21 +65,23 @@ def build_optimizer(
 def place(
     optimizer: torch.optim.Optimizer,
     pieces: "Mapping[Tensor, list[Piece]]",
-    over_ranks: "Callable[[Tensor], Tensor] | None" = None,
+    ranks: Ranks | None = None,
 ) -> None:
-    """Says what parameters the tensors that `optimizer` updates are made of, and gives each the state of step 0.
-
-    `over_ranks` sums a tensor over the ranks that have the other pieces; None where each piece is a whole parameter.
-    """
-    optimizer.state.clear()
+    """Says what parameters the tensors that `optimizer` updates are made of, and gives each the state of step 0."""
     if isinstance(optimizer, PiecewiseOptimizer):
-        optimizer.place(pieces, over_ranks)
+        optimizer.place(pieces, ranks)
         return
     for tensor in pieces:
         optimizer.state[tensor] = {
             "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
             **{kind: torch.zeros_like(tensor) for kind in ("exp_avg", "exp_avg_sq")},
         }
+
+
+def share_work(optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+    """Ranks that have all parameters whole may divide what is the same on each."""
+    if isinstance(optimizer, PiecewiseOptimizer):
+        optimizer.ranks = ranks
 
 
 def shared_state(optimizer: torch.optim.Optimizer, parameter: str) -> "dict[str, Tensor]":

@@ -25,6 +25,16 @@ class Piece:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that take a step together. `sum` adds a tensor up over them, in place, and returns it."""
+
+    rank: int
+    world: int
+    sum: Callable[[Tensor], Tensor]
+    cut: bool  # each has pieces of parameters; else each has all of them whole
+
+
 class Part(NamedTuple):
     """A piece with the flat views of its tensors, [numel] each."""
 
@@ -47,17 +57,15 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
     def __init__(self, groups: Sequence[dict[str, Any]], **defaults: Any) -> None:
         super().__init__(groups, defaults)
         self._pieces: dict[Tensor, list[Piece]] = {}
-        self._over_ranks: Callable[[Tensor], Tensor] | None = None
+        #: None where this process is alone.
+        self.ranks: Ranks | None = None
         #: State of whole parameters that every rank holds: {parameter: {kind: tensor}}.
         self.shared: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
-    def place(self, pieces: Mapping[Tensor, list[Piece]], over_ranks: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Says what the tensors to update are made of, and gives them the state of step 0.
-
-        `over_ranks` sums a tensor over all ranks in place; None where each piece is a whole parameter. Ranks call `step` together then.
-        """
+    def place(self, pieces: Mapping[Tensor, list[Piece]], ranks: Ranks | None = None) -> None:
+        """Says what the tensors to update are made of, and gives them the state of step 0."""
         self._pieces = dict(pieces)
-        self._over_ranks = over_ranks
+        self.ranks = ranks
         shapes = {name: shape for group in self.param_groups for name, shape in group["shapes"].items()}
         for tensor, of_tensor in pieces.items():
             names = [piece.parameter for piece in of_tensor] or list(shapes)
@@ -118,7 +126,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
 
     def _sums(self, group: dict[str, Any], parts: list[Part], tables: list[list[Tensor]]) -> list[list[Tensor]]:
         """Sums over the pieces of each parameter on all ranks: [part][n] of any shapes -> the same."""
-        if self._over_ranks is None:
+        if self.ranks is None or not self.ranks.cut:
             return tables
         # Every rank sums one vector with a place for each parameter of the group, also for those it has no piece of.
         places, size = {}, 0
@@ -129,7 +137,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
         for part, values in zip(parts, tables, strict=True):
             flat = torch.cat([value.reshape(-1) for value in values])
             vector[places[part.piece.parameter] :][: len(flat)] = flat
-        vector = self._over_ranks(vector)
+        vector = self.ranks.sum(vector)
         out = []
         for part, values in zip(parts, tables, strict=True):
             sizes = [value.numel() for value in values]
@@ -185,7 +193,7 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """[n, rows, columns] -> the same, float32, with singular values near 1 (between about 0.7 and 1.2), computed in `dtype`."""
+    """[n, rows, columns] -> the same in `dtype`, with singular values near 1 (between about 0.7 and 1.2)."""
     a, b, c = _NEWTON_SCHULZ
     x = matrices.to(dtype)
     wide = x.shape[-2] <= x.shape[-1]
@@ -194,7 +202,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tenso
     for _ in range(steps):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).float()
+    return x if wide else x.mT
 
 
 def is_hidden_matrix(parameter: str, shape: tuple[int, ...]) -> bool:
@@ -213,7 +221,7 @@ class Muon(PiecewiseOptimizer):
     Updates are scaled to the root mean square that AdamW's have, 0.2 * sqrt(max(rows, columns)) (Liu et al. 2025, "Muon is
     scalable for LLM training"), so that both take the same learning rate. Query, key and value are matrices of their own. The
     iteration runs in the run's precision; the original has bf16. Cut into pieces, the momenta are summed over ranks into whole
-    matrices, and each rank orthogonalises those that it holds a piece of; under DDP each rank does all of them.
+    matrices. Each rank orthogonalises its share of the matrices, and all get all of them.
     """
 
     @staticmethod
@@ -229,35 +237,62 @@ class Muon(PiecewiseOptimizer):
         _decay(buffers, gradients, momentum, ok)
         ahead = torch._foreach_mul(gradients, 1 - momentum)  # Nesterov's
         torch._foreach_add_(ahead, buffers, alpha=momentum)
-        whole = self._assemble(group, parts, ahead)
-        # Matrices of one shape go through the iteration together.
-        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
-        for name, matrices in whole.items():
-            by_shape[matrices.shape[1:]].append(name)
-        updates: dict[str, Tensor] = {}
-        for (rows, columns), names in by_shape.items():
-            counts = [len(whole[name]) for name in names]
-            matrices = torch.cat([whole[name] for name in names])
-            done = orthogonalize(matrices, group["dtype"]) * (0.2 * max(rows, columns) ** 0.5)
-            updates |= dict(zip(names, done.split(counts), strict=True))
+        updates = self._orthogonalized(group, self._assemble(group, parts, ahead))
         weights = [part.weight for part in parts]
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
-        own = [updates[p.parameter].reshape(-1).narrow(0, p.start, p.numel) for p, *_ in parts]
+        own = [updates[p.parameter].narrow(0, p.start, p.numel).float() for p, *_ in parts]
+        scales = [0.2 * max(self._matrix(part.piece.parameter, part.shape)) ** 0.5 for part in parts]
+        torch._foreach_mul_(own, scales)
         torch._foreach_sub_(weights, torch._foreach_mul(own, rate))
 
     def _assemble(self, group: dict[str, Any], parts: list[Part], flat: Sequence[Tensor]) -> dict[str, Tensor]:
-        """[matrices, rows, columns] of every parameter that this rank has a part of."""
-        if self._over_ranks is None:
-            found = {part.piece.parameter: one for part, one in zip(parts, flat, strict=True)}
-        else:
-            sizes = [math.prod(shape) for shape in group["shapes"].values()]
-            everything = torch.zeros(sum(sizes), device=group["params"][0].device)
-            places = dict(zip(group["shapes"], everything.split(sizes), strict=True))
-            for part, one in zip(parts, flat, strict=True):
-                places[part.piece.parameter][part.piece.start : part.piece.start + part.piece.numel] = one
-            self._over_ranks(everything)
-            found = {part.piece.parameter: places[part.piece.parameter] for part in parts}
-        return {name: one.view(_matrices_in(name), -1, group["shapes"][name][1]) for name, one in found.items()}
+        """Whole parameters, flat, from the parts of all ranks."""
+        if self.ranks is None or not self.ranks.cut:
+            return {part.piece.parameter: one for part, one in zip(parts, flat, strict=True)}
+        places = self._places(group, torch.float32)
+        for part, one in zip(parts, flat, strict=True):
+            places[part.piece.parameter].narrow(0, part.piece.start, part.piece.numel).copy_(one)
+        return self._summed(places)
+
+    def _orthogonalized(self, group: dict[str, Any], whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The matrices in parameters, flat, orthogonalised: each rank does its share."""
+        names = list(whole)
+        mine = names if self.ranks is None else names[self.ranks.rank :: self.ranks.world]
+        # Those of one shape go through the iteration together.
+        by_shape: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for name in mine:
+            by_shape[self._matrix(name, group["shapes"][name])].append(name)
+        done: dict[str, Tensor] = {}
+        for shape, alike in by_shape.items():
+            matrices = [whole[name].view(-1, *shape) for name in alike]
+            results = orthogonalize(torch.cat(matrices), group["dtype"])
+            done |= {
+                name: one.reshape(-1)
+                for name, one in zip(alike, results.split([len(m) for m in matrices]), strict=True)
+            }
+        if self.ranks is None:
+            return done
+        places = self._places(group, group["dtype"])
+        for name, one in done.items():
+            places[name].copy_(one)
+        return self._summed(places)  # one rank has each, and the others zeros: exact
+
+    @staticmethod
+    def _matrix(parameter: str, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of the matrices in a parameter."""
+        return shape[0] // _matrices_in(parameter), shape[1]
+
+    @staticmethod
+    def _places(group: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Zeros for every parameter of the group, side by side in one tensor."""
+        sizes = [math.prod(shape) for shape in group["shapes"].values()]
+        everything = torch.zeros(sum(sizes), dtype=dtype, device=group["params"][0].device)
+        return dict(zip(group["shapes"], everything.split(sizes), strict=True))
+
+    def _summed(self, places: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self.ranks is not None
+        self.ranks.sum(next(iter(places.values()))._base)
+        return places
 
 
 class Adafactor(PiecewiseOptimizer):
