@@ -44,7 +44,8 @@ def launch(
     from dnascale.launch.plan import plan
 
     words = [config, *(overrides or [])]
-    chosen = plan(look(), load_config(config, overrides or []), words, processes, find_nodes(nodes, node_rank, port))
+    named, settled = find_nodes(nodes, node_rank, port), load_config(config, overrides or [])
+    chosen = plan(look(), settled, words, processes, named)
     console = new_console(stderr=True)
     for reason in chosen.reasons:
         console.print(f"- {reason}")

