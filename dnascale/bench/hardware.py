@@ -30,7 +30,7 @@ def measured_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16, si
 
     Random and not zeros, which draw less power and run faster than real data.
     """
-    size = size or (8192 if device.type == "cuda" else 1024)
+    size = size or {"cuda": 8192, "mps": 4096}.get(device.type, 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):

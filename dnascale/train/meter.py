@@ -38,8 +38,10 @@ def measure_speed(accelerator: "Accelerator", precision: str, bases_per_token: f
     device = accelerator.device
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     accelerator.wait_for_everyone()
-    own = torch.tensor([measured_flops(device, dtype, None if device.type == "cuda" else 512)], device=device)
+    own = torch.tensor([measured_flops(device, dtype, 512 if device.type == "cpu" else None)], device=device)
     peak = peak_flops(device) if dtype == torch.bfloat16 else None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the peak is to be that of training
     return Speed(
         None if peak is None else peak * accelerator.num_processes,
         float(accelerator.gather(own).sum()),
