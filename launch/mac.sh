@@ -16,8 +16,8 @@ set -euo pipefail
 # An operation without a Metal kernel stops the run and is named. PYTORCH_ENABLE_MPS_FALLBACK=1 would run it on the CPU instead.
 export PYTORCH_ENABLE_MPS_FALLBACK="${PYTORCH_ENABLE_MPS_FALLBACK:-0}"
 
-# auto: bf16 if this Mac's GPU is faster with it, else fp32. Nothing is compiled unless train.compile says so.
-command=(dnascale train "$@" train.precision=auto)
+# bf16 if this Mac's GPU is faster with it, else fp32 (train.precision). Nothing is compiled unless train.compile says so.
+command=(dnascale train "$@")
 if command -v caffeinate > /dev/null; then
   command=(caffeinate -i "${command[@]}")  # no sleep while it runs
 fi

@@ -90,10 +90,18 @@ def find_devices() -> tuple[Device, ...]:
 
 
 def find_slurm(environment: Mapping[str, str]) -> Slurm | None:
-    """The Slurm job of an environment, or None. Raises UsageError when its list of nodes is not understood."""
+    """The Slurm job of an environment, or None. Raises UsageError when its list of nodes is not understood, or when a node has
+    several tasks.
+    """
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         return None
     in_step = "SLURM_STEP_ID" in environment
+    tasks, nodes = (int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
+    if in_step and tasks > nodes:
+        raise UsageError(
+            f"this Slurm step has {tasks} tasks on {nodes} node{'s' if nodes > 1 else ''}: start one a node (srun "
+            "--ntasks-per-node=1), which starts a process for each GPU."
+        )
     listed = environment.get("SLURM_STEP_NODELIST") if in_step else None
     return Slurm(
         job=int(environment["SLURM_JOB_ID"]),

@@ -37,7 +37,6 @@ class Launch:
     environment: dict[str, str] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     nodes: Nodes = field(default_factory=Nodes)
-    processes: int = 1  # on this node
     #: Nodes of the job that the global batch cannot be divided over; they have nothing to do.
     idle: bool = False
 
@@ -77,9 +76,7 @@ def plan(
             f"{'s' if threads > 1 else ''} each"
         )
     nodes = Nodes(used, nodes.rank, nodes.first, nodes.port, nodes.names[:used])
-    return Launch(
-        _command(nodes, local, [*words, *overrides]), environment, reasons, nodes, local, idle=nodes.rank >= used
-    )
+    return Launch(_command(nodes, local, [*words, *overrides]), environment, reasons, nodes, idle=nodes.rank >= used)
 
 
 def _what_is_here(machine: Machine) -> str:

@@ -197,6 +197,13 @@ def test_the_environment_of_slurm_is_read_in_and_out_of_a_step() -> None:
     assert find_slurm(step) == Slurm(7, ("b",), 0, 2)
 
 
+def test_several_tasks_on_a_node_are_refused() -> None:
+    """Each would be a launcher of all processes of that node."""
+    step = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}
+    with pytest.raises(UsageError, match=r"8 tasks on 1 node: start one a node"):
+        find_slurm(step | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1"})
+
+
 @pytest.mark.parametrize(
     ("listed", "names"),
     [

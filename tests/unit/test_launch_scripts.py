@@ -49,6 +49,16 @@ def test_a_dry_run_prints_the_command_with_every_word_as_it_was_given(script: Pa
 
 
 @pytest.mark.parametrize("script", STARTERS, ids=lambda path: path.name)
+def test_a_value_of_ones_own_comes_last_and_wins(script: Path) -> None:
+    own = ["train.micro_batch_tokens=1024", "train.precision=fp32", "train.engine=zero1"]
+    done = run(script, *BEFORE.get(script.name, []), "base", *own, DRY_RUN="1", GPU_GB="24")
+    words = shlex.split(done.stdout.splitlines()[-1])
+    for word in own:
+        key = word.partition("=")[0]
+        assert [other for other in words if other.startswith(f"{key}=")][-1] == word
+
+
+@pytest.mark.parametrize("script", STARTERS, ids=lambda path: path.name)
 def test_without_words_a_script_says_what_it_needs_takes_and_costs(script: Path) -> None:
     done = run(script)
     assert done.returncode == 2
