@@ -82,26 +82,27 @@ def hold(folder: Path, name: str = "lock", shared: bool = False, wait: bool = Fa
     return file
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a small file that is seen either as it was or whole."""
+def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
+    """Writes a small file that is seen either as it was or whole; if `durable`, also after a power cut."""
     work = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
     try:
         work.write_bytes(content)
-        sync(work)
+        if durable:
+            sync(work)
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
 
 
 def explained(error: OSError, path: Path, kept: str = "Nothing was kept of it") -> SpaceError | UsageError:
-    """What an OSError while writing `path` means to a user. `kept`: what is left of it when the disk is full."""
+    """What an OSError while writing `path` means to a user. `kept`: what is left of it when the disk is full, if that is known."""
     if no_space(error):
         near = next(folder for folder in (path, *path.parents) if folder.exists())
         limit = " and a file-size limit may be set (ulimit -f)" if error.errno == errno.EFBIG else ""
         free = shutil.disk_usage(near).free
+        then = f"{kept}; free" if kept else "Free"
         return SpaceError(
-            f"no space left to write {path}: {free:,} bytes are free{limit}. {kept}; free space and run the "
-            "same command again."
+            f"no space left to write {path}: {free:,} bytes are free{limit}. {then} space and run the same command again."
         )
     return UsageError(f"{path} cannot be written: {error.strerror or error}.")
 

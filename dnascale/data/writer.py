@@ -1,6 +1,5 @@
 """Writing shards: a token stream cut into blocks, byte-identical for the same tokens wherever it runs."""
 
-import hashlib
 import os
 import tarfile
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 
+from dnascale.data.digest import Sha256
 from dnascale.data.shards import BLOCK_ROW, BLOCK_TOKENS, SHARD_NAME, TAR_HEADER, Index, Shard
 
 SHARD_BLOCKS = 128
@@ -22,14 +22,14 @@ class TarShard:
         self.name, self.number = name, number
         self._file: Any = path.open("xb", buffering=0)
         self._blocks: list[tuple[int, int, int]] = []  # offset, tokens, crc32
-        self._sha256, self._bytes = hashlib.sha256(), 0
+        self._sha256, self._bytes = Sha256(), 0
 
     @property
     def blocks(self) -> int:
         return len(self._blocks)
 
     def write(self, tokens: np.ndarray) -> None:
-        """Appends one block (tokens of whatever dtype). Only the last may be shorter than the others."""
+        """Appends one block (tokens of whatever dtype), which must not change until `finish`. Only the last may be shorter."""
         header = tarfile.TarInfo(f"{self.number:06d}-{len(self._blocks):06d}.bin")
         payload = np.ascontiguousarray(tokens).view(np.uint8)
         header.size = len(payload)
@@ -110,7 +110,7 @@ class ShardWriter:
         done = 0
         while done < len(tokens):
             if not self._filled and len(tokens) - done >= self.block_tokens:
-                self._write_block(tokens[done : done + self.block_tokens])  # a whole block is not copied
+                self._write_block(tokens[done : done + self.block_tokens])
                 done += self.block_tokens
                 continue
             piece = tokens[done : done + self.block_tokens - self._filled]
@@ -140,7 +140,7 @@ class ShardWriter:
         if self._shard is None:
             name = self.names % len(self.shards)
             self._shard = TarShard(self.folder / name, name, len(self.shards))
-        self._shard.write(tokens.astype(self.dtype, copy=False))
+        self._shard.write(tokens.astype(self.dtype))  # a copy: `_block` is filled again
 
     def _close_shard(self) -> None:
         assert self._shard is not None

@@ -20,7 +20,7 @@ from dnascale.data.sources.expect import Expected
 from dnascale.data.split import sampling_for
 from dnascale.data.writer import SHARD_BLOCKS
 from dnascale.errors import UsageError
-from dnascale.files import json_digest, write_whole
+from dnascale.files import json_digest, sync, write_whole
 from dnascale.vocab import Vocabulary, load_vocabulary
 
 #: Changes whenever the files of the work folder do: what another version left is not used.
@@ -100,14 +100,17 @@ class Plan:
     def digest(self) -> str:
         return json_digest(self.to_dict())
 
-    def read_digest(self, number: int) -> str:
-        """Of all that the result of one read task depends on. It names the task's folder."""
-        body = {
-            "layout": LAYOUT, "version": __version__, "input": asdict(self.inputs[number]), "stamp": list(self.stamps[number]),
-            "options": self.options.of_reading(), "beside": [list(stamp) for stamp in self.beside],
-            "sampled": self.sampled, "vocabulary": self.vocabulary.digest,
+    @cached_property
+    def read_digests(self) -> list[str]:
+        """Of each read task: of all that its result depends on. It names the task's folder."""
+        of_all = {
+            "layout": LAYOUT, "version": __version__, "options": self.options.of_reading(),
+            "beside": [list(stamp) for stamp in self.beside], "sampled": self.sampled, "vocabulary": self.vocabulary.digest,
         }  # fmt: skip
-        return json_digest(body)[:24]
+        return [
+            json_digest(of_all | {"input": asdict(input), "stamp": list(stamp)})[:24]
+            for input, stamp in zip(self.inputs, self.stamps, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -179,7 +182,7 @@ class Work:
         if why:
             self._keep_only([] if restarted else [self.read(number).name for number in range(len(self.plan.inputs))])
         if found != body:
-            write_whole(self.folder / "plan.json", json.dumps(body, indent=1).encode())
+            write_whole(self.folder / "plan.json", json.dumps(body, indent=1).encode(), durable=False)
         self._note_start()
         return (
             f"{self.folder} was begun {why}: what does not depend on it is kept, the rest is done anew."
@@ -196,6 +199,7 @@ class Work:
         noted = self.folder / f".start-{socket.gethostname()}"
         if not noted.exists() or self._restarted():
             write_whole(noted, _start_of_machine().encode())
+            sync(self.folder)  # all else in it may be lost in a power cut: this tells that there was one
 
     def _keep_only(self, fitting: list[str]) -> None:
         for path in [self.settled, self.shards, self.written]:
@@ -220,7 +224,7 @@ class Work:
 
     def read(self, number: int) -> Path:
         """Folder of a read task."""
-        return self.folder / "read" / self.plan.read_digest(number)
+        return self.folder / "read" / self.plan.read_digests[number]
 
     @contextmanager
     def reading(self, number: int) -> Iterator[Path]:
@@ -250,7 +254,7 @@ class Work:
 
     def problems(self, number: int) -> Path:
         """Where a read task that failed says why: a list of sentences."""
-        return self.folder / "read" / f"{self.plan.read_digest(number)}.problems.json"
+        return self.folder / "read" / f"{self.plan.read_digests[number]}.problems.json"
 
     def has_results(self) -> bool:
         """Whether anything is there that a rerun would not have to do again."""

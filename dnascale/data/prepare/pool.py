@@ -21,57 +21,58 @@ from dnascale.data.sources.given import inherited
 from dnascale.errors import DataError, DnascaleError, PeerError
 
 
-def carry_out(work: Work, tasks: Sequence[Task], workers: int, progress: Progress) -> dict[Task, str]:
-    """Does the tasks, in this process or in several. Gives the tasks whose input was unusable, and why.
+class Pool:
+    """At most so many worker processes, one task each at a time. They are started when there is work, and kept for the next.
 
-    Raises what else goes wrong, at once; PeerError when a worker is killed. What is done then stays done.
+    Use as a context manager.
     """
-    if workers <= 1 or len(tasks) <= 1:
-        return _carry_out_here(work, tasks, progress)
-    return _Pool(work, min(workers, len(tasks)), progress).carry_out(tasks)
-
-
-def _carry_out_here(work: Work, tasks: Sequence[Task], progress: Progress) -> dict[Task, str]:
-    failures = {}
-    for task in tasks:
-        try:
-            task.perform(work, progress.advance)
-        except DataError as error:
-            failures[task] = str(error)
-        else:
-            progress.finish(task, task.size(work), peak_bytes())
-    return failures
-
-
-class _Pool:
-    """Worker processes, one task each at a time."""
 
     def __init__(self, work: Work, workers: int, progress: Progress) -> None:
         self.work, self.progress = work, progress
-        self.count = workers
+        self.most = workers
+        self.workers: list[_Worker] = []
         self.failures: dict[Task, str] = {}
 
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+
     def carry_out(self, tasks: Sequence[Task]) -> dict[Task, str]:
+        """Does the tasks, one alone in this process. Gives the tasks whose input was unusable, and why.
+
+        Raises what else goes wrong, at once; PeerError when a worker is killed. What is done then stays done.
+        """
+        self.failures = {}
+        if min(self.most, len(tasks)) <= 1:
+            self._carry_out_here(tasks)
+            return self.failures
+        while len(self.workers) < min(self.most, len(tasks)):
+            self.workers.append(_Worker(self.work))
         waiting = deque(tasks)
-        workers: list[_Worker] = []
-        try:
-            with selectors.DefaultSelector() as selector:
-                for _ in range(self.count):
-                    worker = _Worker(self.work)
-                    workers.append(worker)
-                    selector.register(worker.output, selectors.EVENT_READ, worker)
-                    worker.give(waiting.popleft())
-                while any(worker.task for worker in workers):
-                    for key, _ in selector.select():
-                        worker = key.data
-                        for message in worker.messages():
-                            self._take(worker, message)
-                        if worker.task is None and waiting:
-                            worker.give(waiting.popleft())
-        finally:
-            for worker in workers:
-                worker.kill()
+        with selectors.DefaultSelector() as selector:
+            for worker in self.workers[: len(tasks)]:
+                selector.register(worker.output, selectors.EVENT_READ, worker)
+                worker.give(waiting.popleft())
+            while any(worker.task for worker in self.workers):
+                for key, _ in selector.select():
+                    worker = key.data
+                    for message in worker.messages():
+                        self._take(worker, message)
+                    if worker.task is None and waiting:
+                        worker.give(waiting.popleft())
         return self.failures
+
+    def _carry_out_here(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            try:
+                task.perform(self.work, self.progress.advance)
+            except DataError as error:
+                self.failures[task] = str(error)
+            else:
+                self.progress.finish(task, task.size(self.work), peak_bytes())
 
     def _take(self, worker: "_Worker", message: dict[str, Any]) -> None:
         if "advance" in message:
@@ -81,6 +82,8 @@ class _Pool:
         assert task is not None
         if "error" not in message:
             self.progress.finish(task, task.size(self.work), message["peak"])
+        elif "errno" in message:
+            raise OSError(message["errno"], message["text"])
         elif message["error"] == "DataError":
             self.failures[task] = message["text"]
         else:

@@ -48,9 +48,9 @@ def read_input(work: Work, number: int, advance: Advance) -> None:
                 raise DataError(f"{input.name} changed while it was read: prepare again when nothing writes to it.")
         except DataError as error:
             problems = [str(problem) for problem in reader.report.problems] or [str(error)]
-            write_whole(work.problems(number), json.dumps(problems).encode())
+            write_whole(work.problems(number), json.dumps(problems).encode(), durable=False)
             raise
-        write_whole(folder / "done.json", json.dumps(body).encode())
+        write_whole(folder / "done.json", json.dumps(body).encode(), durable=False)
 
 
 def leave_out(work: Work, number: int, why: str) -> None:
@@ -60,7 +60,7 @@ def leave_out(work: Work, number: int, why: str) -> None:
         with reader.runs:
             body = reader.finish()
         body["source"] |= {"bytes": work.plan.stamps[number][0], "skipped": why}
-        write_whole(folder / "done.json", json.dumps(body).encode())
+        write_whole(folder / "done.json", json.dumps(body).encode(), durable=False)
 
 
 class _Reader:

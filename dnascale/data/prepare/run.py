@@ -10,7 +10,7 @@ from pathlib import Path
 from dnascale.data.prepare.finish import finish
 from dnascale.data.prepare.options import PrepareOptions
 from dnascale.data.prepare.plan import Plan, Work
-from dnascale.data.prepare.pool import carry_out
+from dnascale.data.prepare.pool import Pool
 from dnascale.data.prepare.settle import Settled, load_settled, settle
 from dnascale.data.prepare.tasks import Progress, Task, read_tasks, write_tasks
 from dnascale.data.shards import BLOCK_TOKENS, Dataset, load_dataset
@@ -118,23 +118,25 @@ def finished(plan: Plan, out: Path) -> Dataset:
 
 
 def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
-    if left := _stage(work, out, crew, read_tasks(work), progress):
-        return left
-    settled = _settled(work)
-    if left := _stage(work, out, crew, write_tasks(work, settled), progress):
-        return left
+    with Pool(work, crew.workers, progress) as pool:
+        if left := _stage(pool, out, crew, read_tasks(work)):
+            return left
+        settled = _settled(work)
+        if left := _stage(pool, out, crew, write_tasks(work, settled)):
+            return left
     with hold(work.folder, "finish", wait=True):
         if (out / "dataset.json").exists():
             return load_dataset(out)
         return finish(work, settled, out)
 
 
-def _stage(work: Work, out: Path, crew: Crew, tasks: list[Task], progress: Progress) -> Unfinished | None:
+def _stage(pool: Pool, out: Path, crew: Crew, tasks: list[Task]) -> Unfinished | None:
     """Does what is open of this crew's share of a stage's tasks. Gives what others have left open."""
+    work = pool.work
     mine = [task for task in crew.share(tasks) if not task.is_done(work)]
     mine.sort(key=lambda task: -task.size(work))  # the longest first: none is begun last
-    progress.begin(tasks[0].stage, len(mine), sum(task.size(work) for task in mine))
-    if failures := carry_out(work, mine, crew.workers, progress):
+    pool.progress.begin(tasks[0].stage, len(mine), sum(task.size(work) for task in mine))
+    if failures := pool.carry_out(mine):
         raise _problems(failures, work, out)
     left = sum(not task.is_done(work) for task in tasks) if crew.world > 1 else 0
     return Unfinished(tasks[0].stage, left, len(tasks)) if left else None

@@ -12,7 +12,6 @@ from typing import Any
 from dnascale.data.prepare.plan import Work
 from dnascale.data.prepare.tasks import Task, peak_bytes
 from dnascale.errors import DnascaleError
-from dnascale.files import explained
 
 
 def main() -> None:
@@ -51,8 +50,7 @@ def _answer(work: Work, task: Task, answers: Any) -> dict[str, Any]:
     except DnascaleError as error:
         return {"error": type(error).__name__, "text": str(error)}
     except OSError as error:
-        meant = explained(error, work.folder)
-        return {"error": type(meant).__name__, "text": str(meant)}
+        return {"error": "OSError", "errno": error.errno, "text": error.strerror or str(error)}
     except Exception as error:
         import traceback
 

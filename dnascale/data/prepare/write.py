@@ -51,16 +51,19 @@ def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
 
     vocabulary, soft = plan.vocabulary, plan.vocabulary.dtype.type(plan.vocabulary.soft_mask_bit)
     tokens = np.empty(end - begin, dtype=vocabulary.dtype)
-    for rows, places in placed.between(begin, end):
-        _fill(tokens, rows, places - begin, [work.read(source) for source in range(len(plan.inputs))])
+    # Of long records a block is fetched when it is due, and stays in the cache; of short ones all at once, in the order of the files.
+    fetched = plan.block_tokens if placed.count(begin, end) <= plan.shard_blocks else len(tokens)
     counts, edges = np.zeros(len(vocabulary), dtype=np.int64), _Edges()
     tar = TarShard(mine, name, number)
     try:
-        # Hashing, writing and bringing to the disk leave the interpreter to the counting.
+        # Writing and bringing to the disk leave the interpreter to the counting.
         with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as syncer:
             pending: list[Future[None]] = []
             synced: list[Future[None]] = []
             for at in range(0, len(tokens), plan.block_tokens):
+                if at % fetched == 0:
+                    for rows, places in placed.between(begin + at, min(begin + at + fetched, end)):
+                        _fill(tokens[at : at + fetched], rows, places - begin - at, work)
                 block = tokens[at : at + plan.block_tokens]
                 lower = edges.add(block, soft)
                 plain = block & (soft - 1) if lower else block
@@ -71,26 +74,30 @@ def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:
                 if tar.blocks % _SYNCED == _SYNCED - 1:
                     synced.append(syncer.submit(tar.sync))
                 advance(len(block))
-            for future in pending + synced:
+            for future in pending:
                 future.result()
-        del tokens
-        sidecar = mine.with_suffix(".records.parquet")
-        stretches = Stretches(placed.between(begin, end), begin, end, work.settled / f"{split}.texts")
-        if vocabulary.one_base_a_token:
-            records, masked = write_sidecar(sidecar, stretches, EdgesOfTokens(edges.finish()))
-        else:
-            records, masked = write_sidecar(sidecar, stretches, EdgesOfRecords(BasesBefore(work, vocabulary)))
+            del tokens
+            synced.append(syncer.submit(tar.sync))
+            sidecar = mine.with_suffix(".records.parquet")
+            stretches = Stretches(placed.between(begin, end), begin, end, work.settled / f"{split}.texts")
+            if vocabulary.one_base_a_token:
+                records, masked = write_sidecar(sidecar, stretches, EdgesOfTokens(edges.finish()))
+            else:
+                records, masked = write_sidecar(sidecar, stretches, EdgesOfRecords(BasesBefore(work, vocabulary)))
+            synced.append(syncer.submit(sync, sidecar))
+            for future in synced:
+                future.result()
         shard = tar.finish(records)
     finally:
         tar.close()
+    sync(mine)  # what ends it: a moment
     for file, final in ((sidecar, path.with_suffix(".records.parquet")), (mine, path)):
-        sync(file)
         file.replace(final)
     body = {
         "bytes": shard.bytes, "sha256": shard.sha256, "records": shard.records, "blocks": shard.blocks.tolist(),
         "counts": {str(i): int(counts[i]) for i in np.flatnonzero(counts)}, "soft_masked": masked,
     }  # fmt: skip
-    write_whole(marker(work, split, number), json.dumps(body).encode())
+    write_whole(marker(work, split, number), json.dumps(body).encode(), durable=False)
 
 
 class Placed:
@@ -103,14 +110,22 @@ class Placed:
 
     def between(self, begin: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The records with tokens in [begin, end) of the stream, in order, and their places (int64), some at a time."""
-        first = int(np.searchsorted(self._places, np.uint64(begin), side="right")) - 1
-        last = int(np.searchsorted(self._places, np.uint64(end), side="left"))
+        first, last = self._bounds(begin, end)
         for at in range(first, last, _ROWS):
             until = min(at + _ROWS, last)
             yield np.array(self._rows[at:until]), self._places[at:until].astype(np.int64)
 
+    def count(self, begin: int, end: int) -> int:
+        """How many records have tokens in [begin, end) of the stream."""
+        first, last = self._bounds(begin, end)
+        return last - first
 
-def _fill(out: np.ndarray, rows: np.ndarray, places: np.ndarray, folders: list[Path]) -> None:
+    def _bounds(self, begin: int, end: int) -> tuple[int, int]:
+        first = int(np.searchsorted(self._places, np.uint64(begin), side="right")) - 1
+        return first, int(np.searchsorted(self._places, np.uint64(end), side="left"))
+
+
+def _fill(out: np.ndarray, rows: np.ndarray, places: np.ndarray, work: Work) -> None:
     """Copies the tokens of rows to their places in `out`, as far as they lie in it."""
     order = np.lexsort((rows["token"], rows["source"]))
     rows, places = rows[order], places[order]
@@ -121,7 +136,7 @@ def _fill(out: np.ndarray, rows: np.ndarray, places: np.ndarray, folders: list[P
     width = out.itemsize
     bounds = np.flatnonzero(np.diff(rows["source"].astype(np.int64), prepend=-1, append=-1))
     for low, high in pairwise(bounds.tolist()):
-        path = folders[int(rows["source"][low])] / "tokens.bin"
+        path = work.read(int(rows["source"][low])) / "tokens.bin"
         _fill_from(path, out.view(np.uint8).data, *(width * a[low:high] for a in (targets, starts, lengths)))
 
 

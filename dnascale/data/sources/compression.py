@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO, Any
 
+from dnascale.data.digest import Sha256
 from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError
 
@@ -38,7 +39,7 @@ class Stored(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], report: ReadReport, algorithm: str | None = None) -> None:
         self.stream, self.report = stream, report
-        self.sha256 = hashlib.sha256()
+        self.sha256 = Sha256()
         self.other = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None  # what a list was made with
         self.tail = b""
         self._ahead = b""

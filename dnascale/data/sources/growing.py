@@ -58,7 +58,7 @@ class Growing:
                 self._letters, self._codes, self._array = [], [], None
             self._file.write(codes)
         except OSError as error:
-            raise explained(error, Path(self.folder or tempfile.gettempdir())) from error
+            raise explained(error, Path(self.folder or tempfile.gettempdir()), kept="") from error
 
     def record(self, name: str, description: str, line: int, fields: Mapping[str, str] | None = None) -> Record:
         """The record that all this is. A new one begins with the next piece."""

@@ -44,7 +44,7 @@ class Names:
                 self._file = self._file or tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
                 self._file.write(self._rows)
             except OSError as error:
-                raise explained(error, Path(self.folder or tempfile.gettempdir())) from error
+                raise explained(error, Path(self.folder or tempfile.gettempdir()), kept="") from error
             self._rows.clear()
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:

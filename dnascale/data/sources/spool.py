@@ -28,6 +28,6 @@ def seekable(source: Source, folder: str | None) -> Iterator[BinaryIO]:
                 file.write(block)
             file.flush()
         except OSError as error:
-            raise explained(error, Path(folder or tempfile.gettempdir())) from error
+            raise explained(error, Path(folder or tempfile.gettempdir()), kept="") from error
         file.seek(0)
         yield file

@@ -84,7 +84,7 @@ class Location(Source):
                 fault = Fault(str(error))
             except Exception as error:
                 if isinstance(error, OSError) and no_space(error):
-                    raise explained(error, Path(tempfile.gettempdir())) from None
+                    raise explained(error, Path(tempfile.gettempdir()), kept="") from None
                 fault = fault_of(error, self.retry.stall)
             # Outside the handler, so that the transport's error, which may hold credentials, is not chained to ours.
             attempts.failed(fault)
