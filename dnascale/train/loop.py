@@ -78,7 +78,12 @@ def train(config: Config) -> Path:
     recorder = together(job.accelerator, lambda: _open_recorder(job))
     _announce(job)
     begun_at = job.state.step
-    valid_loss = _take_steps(job, recorder)
+    try:
+        valid_loss = _take_steps(job, recorder)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise explain_shortage(job.config, job.state.step + 1, job.accelerator.device) from error
+        raise
     together(job.accelerator, recorder.close)
     job.accelerator.wait_for_everyone()
     job.screen.done(job.state, job.state.step - begun_at, valid_loss)
@@ -241,12 +246,7 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
                 _enter(job, stage)
                 job.screen.stage(state, stage)
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
-            try:
-                _step(job, meter, rate, check)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise explain_shortage(error, config, state.step + 1, job.accelerator.device) from error
-                raise
+            _step(job, meter, rate, check)
             check = None
             last = state.step == state.total_steps
             save = last or state.step % config.checkpoint.every == 0

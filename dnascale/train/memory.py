@@ -184,8 +184,8 @@ def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> 
             torch.mps.empty_cache()
 
 
-def explain_shortage(error: BaseException, config: Config, step: int, device: torch.device) -> MemoryShortage:
-    """The sentence for a run that ran out of memory in `step`."""
+def explain_shortage(config: Config, step: int, device: torch.device) -> MemoryShortage:
+    """The sentence for a run that ran out of memory in `step`, or in the evaluation before it."""
     tokens = config.train.micro_batch_tokens
     assert isinstance(tokens, int)
     smaller = next((t for t in range(tokens // 2, 0, -1) if t % config.model.context == 0 and tokens % t == 0), None)
