@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from jobs import Outcome, dnascale, environment, launch, metrics, train_words
+from jobs import Outcome, dnascale, environment, launch, metrics, require_deepspeed, train_words
 
 from dnascale.data.shards import Dataset
 from dnascale.launch.start import _explained
@@ -122,3 +122,26 @@ def test_each_script_goes_on_from_the_checkpoint_of_the_one_before(human_cds: Da
         if number > 1:
             assert f"resumed  from the checkpoint of step {2 * number - 2}" in outcome.output
     assert [line["step"] for line in metrics(run)] == list(range(1, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "processes", "header"),
+    [
+        ("accelerate_single.yaml", "1", "plain · 1 process"),
+        ("accelerate_zero1.yaml", "2", "zero1 · 2 processes"),
+        ("accelerate_zero3.yaml", "2", "zero3 · 2 processes"),
+    ],
+)
+def test_accelerate_launch_with_the_other_files_we_ship(
+    human_cds: Dataset, tmp_path: Path, file: str, processes: str, header: str
+) -> None:
+    if "zero" in file:
+        require_deepspeed()
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    options = ["--config_file", str(ROOT / "launch" / file), "--num_processes", processes]
+    given = words(tmp_path / "run", human_cds, "train.steps=2")
+    outcome = launch([*accelerate, *options, "-m", "dnascale.train", *given])
+    assert outcome.code == 0, outcome.output
+    assert header in outcome.output
+    assert len(metrics(tmp_path / "run")) == 2
