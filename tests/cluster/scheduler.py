@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
+SlurmdTimeout=20
 SlurmdParameters=config_overrides
 KillWait=10
 MinJobAge=600
@@ -104,7 +106,7 @@ def slurm(made: Network, folder: Path) -> Iterator[Scheduler]:
     config = folder / "slurm.conf"
     config.write_text(_CONFIG.format(controller=made.controller, folder=folder, nodes=nodes, names=names))
     for number in range(8):
-        (folder / f"gpu{number}").touch()
+        os.mknod(folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # /dev/null, by another name
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))

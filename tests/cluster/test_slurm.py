@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import ROOT, network
+from hosts import ROOT, Network, network
 from jobs import Outcome, launch, metrics, numbers, train, train_words
 from scheduler import SCRIPT, Scheduler, slurm
 from test_nodes import BATCH, _lines
@@ -21,8 +21,14 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
-    with network(2, tmp_path) as made, slurm(made, tmp_path / "slurm") as running:
+def two_hosts(tmp_path: Path) -> Iterator[Network]:
+    with network(2, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def scheduler(two_hosts: Network, tmp_path: Path) -> Iterator[Scheduler]:
+    with slurm(two_hosts, tmp_path / "slurm") as running:
         yield running
 
 
@@ -87,6 +93,25 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(
     scheduler.wait_until(job, "COMPLETED")
     assert "resumed  from the checkpoint of step" in log.read_text()
     assert numbers(metrics(run)) == numbers(whole)
+
+
+def test_a_job_that_loses_a_node_starts_again_on_the_one_that_is_left(
+    two_hosts: Network, scheduler: Scheduler, human_cds: Dataset, tmp_path: Path
+) -> None:
+    """With --nodes=1-2: the same global batches, on half of the processes."""
+    run = tmp_path / "run"
+    whole = train(tmp_path / "whole", human_cds, *STEPS, processes=2)
+    job = submit(scheduler, tmp_path, train_words(run, human_cds, *STEPS)[1:], "--nodes=1-2")
+    log = tmp_path / f"dnascale-{job}.log"
+    until_step(scheduler, job, run, 12, log)
+    two_hosts.hosts[1].pull_the_cable()
+    scheduler.wait_until(job, "COMPLETED", timeout=240)
+    said = log.read_text()
+    assert "resumed  from the checkpoint of step" in said
+    assert "3,072 tokens = 1 x 6 x 8 windows" in said
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert [line["windows_digest"] for line in lines] == [line["windows_digest"] for line in whole]
 
 
 def test_an_error_is_not_tried_again(scheduler: Scheduler, human_cds: Dataset, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What `dnascale launch` decides, for machines that are not here."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,14 @@ def test_the_line_that_is_shown_can_be_pasted_into_a_shell() -> None:
     chosen = planned(machine(H100, H100))
     assert "'data.path=my data'" in chosen.shown()
     assert shlex.split(chosen.shown())[1:] == chosen.words
+
+
+def test_the_example_of_the_docs_is_what_is_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "launch.md").read_text()
+    words = ["base", "data.path=data"]
+    chosen = plan(machine(*[H100] * 8, cores=64), load_config(words[0], words[1:]), words)
+    for line in [*(f"- {reason}" for reason in chosen.reasons), chosen.shown()]:
+        assert f"\n{line}\n" in page.replace("NVIDIA H100", H100.name)
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
