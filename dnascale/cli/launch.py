@@ -1,6 +1,8 @@
 """`dnascale launch`: training on what is here. `dnascale doctor`: what that is, and what is wrong with it."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,8 +110,8 @@ def _show(findings: "list[Finding]") -> None:
     for finding in findings:
         verdict = f"[{styles[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(_plain(finding.what), verdict, _plain(finding.found), _plain(finding.mend))
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 160)
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # a file has no width of its own
+    Console(highlight=False, width=wide).print(table)
 
 
 def _plain(text: str) -> str:
