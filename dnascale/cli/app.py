@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dnascale import __version__
-from dnascale.cli import checkpoints, data, launch, prepare, tokenizer, train
+from dnascale.cli import checkpoints, data, launch, prepare, score, tokenizer, train
 from dnascale.errors import DnascaleError, UsageError, printable
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(train.train)
 app.command()(launch.launch)
 app.command()(launch.doctor)
 app.command("eval")(train.evaluate)
+app.command()(score.score)
 app.command()(train.export)
 app.add_typer(checkpoints.app, name="ckpt")
 

@@ -1,0 +1,1 @@
+"""Scores of variants: how much less likely a model finds the other allele."""

@@ -1,0 +1,152 @@
+"""From a file of variants to a file of scores, and from a FASTA to the folder of its saturation."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnascale.data.shards import load_dataset
+from dnascale.errors import UsageError
+from dnascale.evaluate.language_model import load_model
+from dnascale.evaluate.ranks import rank_and_world
+from dnascale.evaluate.variants import tables, vcf
+from dnascale.evaluate.variants.alleles import Allele
+from dnascale.evaluate.variants.run import (
+    check_new_file,
+    compare,
+    given_sequences,
+    open_parts,
+    options_as_json,
+    reference_of,
+    remove_parts,
+    score,
+)  # fmt: skip
+from dnascale.evaluate.variants.saturate import (
+    BUILTIN,
+    MODEL,
+    Saturation,
+    count_scores,
+    summarize,
+    write_results,
+)  # fmt: skip
+from dnascale.evaluate.variants.scores import ScoreOptions
+from dnascale.files import check_new_folder, explained, sync, whole_folder
+
+Progress = Callable[[int, int], None]
+_TABLES = (".parquet", ".tsv", ".csv")
+
+
+def score_file(
+    model: Path,
+    variants: Path,
+    reference: str | None,
+    out: Path,
+    options: ScoreOptions,
+    settings: dict[str, Any],
+    columns: dict[str, str],
+    ignore_chr: bool = False,
+    allow_mismatches: bool = False,
+    batch_tokens: int | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> list[Allele] | None:
+    """Scores the variants of a file into `out`, and gives its alleles; None on all processes but the first.
+
+    `settings`: device, precision and context of `load_model`. Raises UsageError, DataError, CheckpointError or SpaceError.
+    """
+    check_new_file(out)
+    kind = _kind(out)
+    as_vcf = vcf.is_vcf(variants)
+    if kind == ".vcf" and not as_vcf:
+        raise UsageError(f"{variants} is a table, and {out.name} would be VCF: name a .parquet, .tsv or .csv.")
+    table = None if as_vcf else tables.read_table(variants)
+    own: dict[str, bytes] = {}
+    if table is None:
+        alleles = vcf.read_alleles(variants)
+    else:
+        alleles, own = tables.read_alleles(variants, table, tables.columns_of(table, variants, columns))
+        tables.scored_table(table, alleles)  # refuses columns of these names before anything is computed
+    if reference is None and not own and alleles:
+        raise UsageError("variants by position need the sequence around them: --reference genome.fa")
+    sequences = given_sequences(own) if own or reference is None else reference_of(reference)
+    loaded = load_model(model, **settings)
+    order = compare(
+        alleles, sequences, reference or str(variants), options, loaded.context, ignore_chr, allow_mismatches
+    )
+    inputs = [variants] + ([Path(reference)] if reference and Path(reference).is_file() else [])
+    parts = open_parts(out, loaded, inputs, options_as_json(options) | {"ignore_chr": ignore_chr, "columns": columns})
+    score(loaded, alleles, sequences, order, options, parts, ignore_chr, batch_tokens, progress)
+    if rank_and_world()[0]:
+        return None
+    _write(
+        out,
+        kind,
+        variants,
+        table,
+        alleles,
+        f"model={model} mode={options.mode} strands={'both' if options.both_strands else 'forward'}",
+    )
+    remove_parts(out)
+    return alleles
+
+
+def saturate(
+    model: Path,
+    location: str,
+    out: Path,
+    options: ScoreOptions,
+    settings: dict[str, Any],
+    region: str | None = None,
+    coding: bool = False,
+    genetic_code: int = 1,
+    baselines: Path | None = None,
+    batch_tokens: int | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> dict[str, Any] | None:
+    """Scores every substitution into the folder `out`, and gives its summary; None on all processes but the first."""
+    check_new_folder(out)
+    saturation = Saturation.of(location, coding, genetic_code, region)
+    data = load_dataset(baselines) if baselines is not None else None
+    loaded = load_model(model, **settings)
+    sequences = given_sequences(saturation.sequences)
+    order = compare(saturation.alleles, sequences, location, options, loaded.context)
+    inputs = [] if location in BUILTIN else [Path(location)]
+    parts = open_parts(out, loaded, inputs, options_as_json(options) | {"saturate": location, "region": region})
+    score(loaded, saturation.alleles, sequences, order, options, parts, False, batch_tokens, progress)
+    if rank_and_world()[0]:
+        return None
+    scores = {MODEL: np.array([allele.llr for allele in saturation.alleles])}
+    if data is not None:
+        scores |= count_scores(saturation, data)
+    summary = summarize(saturation, scores) | {"model": str(model), "sequences": location, **options_as_json(options)}
+    with whole_folder(out) as work:
+        write_results(saturation, scores, summary, work)
+    remove_parts(out)
+    return summary
+
+
+def _kind(out: Path) -> str:
+    if out.name.endswith((".vcf", ".vcf.gz", ".vcf.bgz")):
+        return ".vcf"
+    if out.suffix in _TABLES:
+        return out.suffix
+    raise UsageError(f"{out.name}: scores are written as .vcf, .vcf.gz, .parquet, .tsv or .csv: let its name end so.")
+
+
+def _write(out: Path, kind: str, variants: Path, table: Any, alleles: list[Allele], how: str) -> None:
+    work = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        if kind == ".vcf":
+            with vcf.opened_for_writing(work, out) as file:
+                vcf.write_scored(variants, alleles, file, how)
+        else:
+            tables.write_table(
+                tables.scored_table(tables.table_of(alleles) if table is None else table, alleles), work, kind
+            )
+        sync(work)
+        work.replace(out)
+    except OSError as error:
+        raise explained(error, out, "The scores are kept beside it") from error
+    finally:
+        work.unlink(missing_ok=True)
