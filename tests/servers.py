@@ -163,10 +163,11 @@ class _Handler(BaseHTTPRequestHandler):
         if cut:
             body = body[: len(body) // 2]
             self.close_connection = True
+        request.sent = len(body)  # before the client has them, or it could look too early
         try:
             self.wfile.write(body)
-            request.sent += len(body)
         except OSError:  # the client is gone
+            request.sent = 0
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
