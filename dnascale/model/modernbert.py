@@ -77,6 +77,8 @@ class MaskedLanguageModel(nn.Module):
         will give them. `device`: where the model will compute; by default where it is now.
         """
         super().__init__()
+        attention.register()
+        hf.set_attn_implementation(attention.NAME)  # one read from a folder has another, that would ignore our layout
         self.hf = hf
         self.masking = masking
         self.autocast = autocast

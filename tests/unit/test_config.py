@@ -39,7 +39,7 @@ def test_every_preset_loads_and_keeps_every_value_it_states(preset: str) -> None
 
 
 def test_presets_are_those_documented() -> None:
-    assert presets() == ["base", "book", "large", "nano"]
+    assert presets() == ["base", "book", "large", "nano", "small"]
 
 
 def test_a_preset_without_data_says_what_is_missing() -> None:

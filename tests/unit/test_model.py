@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
 
 from dnascale.config import ModelConfig, load_config
 from dnascale.data.masking import Masking
@@ -84,13 +86,14 @@ def test_no_special_id_lies_outside_the_vocabulary_and_layers_are_as_configured(
 
 def test_the_presets_have_the_sizes_they_state() -> None:
     sizes = {}
-    for preset in ("nano", "book", "base", "large"):
+    for preset in ("nano", "book", "small", "base", "large"):
         settled = load_config(preset, ["data.path=D", "train.steps=1"])
         with torch.device("meta"):
             hf = build(settled.model, CHARACTER)
         sizes[preset] = sum(parameter.numel() for parameter in hf.parameters())
     assert sizes["book"] == 5_318_935
     assert sizes["nano"] == pytest.approx(0.7e6, rel=0.1)
+    assert sizes["small"] == 17_861_015
     assert sizes["base"] == pytest.approx(110e6, rel=0.02)
     assert sizes["large"] == pytest.approx(345e6, rel=0.02)
 
@@ -272,3 +275,13 @@ def test_a_fresh_model_scores_about_a_guess_among_all_tokens() -> None:
     with torch.no_grad():
         _, sums = model(tokens, keys)
     assert float(sums[0] / sums[1]) == pytest.approx(np.log(23), abs=0.3)
+
+
+def test_a_model_read_from_a_folder_keeps_records_apart_too(tmp_path: Path) -> None:
+    built = strong()
+    built.save_pretrained(tmp_path)
+    read = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    tokens = torch.tensor([[0, 1, 2, CHARACTER.sep, 3, 2, 1, 0] * (TINY.context // 8)])
+    with torch.no_grad():
+        expected = MaskedLanguageModel(built, recipe()).logits(tokens)
+        assert torch.equal(MaskedLanguageModel(read, recipe()).logits(tokens), expected)
