@@ -8,6 +8,8 @@ class DnascaleError(Exception):
     """Base class. The message is one or two plain sentences: what, where, why it matters, what to do."""
 
     exit_code = 1
+    #: What is printed before the sentence.
+    label = "error"
     #: Set when every process of the job raises the same error, so that one of them says it.
     shared = False
 
@@ -52,6 +54,13 @@ class MemoryShortage(DnascaleError):
     """A device, or the host, that has too little memory for the step."""
 
     exit_code = 8
+
+
+class Stopped(DnascaleError):
+    """A run that was asked to stop, has saved, and is not complete: EX_TEMPFAIL of sysexits.h, which schedulers requeue."""
+
+    exit_code = 75
+    label = "stopped"
 
 
 def printable(text: str) -> str:

@@ -45,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         code = app(args=args, prog_name="dnascale", standalone_mode=False) or 0
     except DnascaleError as error:
-        code = _report(str(error), error.exit_code, debug, error.shared)
+        code = _report(str(error), error.exit_code, debug, error.shared, error.label)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except Exception as error:
@@ -79,7 +79,7 @@ def _flush() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _report(sentence: str, code: int, debug: bool, shared: bool = False) -> int:
+def _report(sentence: str, code: int, debug: bool, shared: bool = False, label: str = "error") -> int:
     """Prints one sentence: on rank 0 what all ranks met, on any rank what it met alone."""
     if debug:
         import traceback
@@ -90,7 +90,7 @@ def _report(sentence: str, code: int, debug: bool, shared: bool = False) -> int:
         where = f"rank {rank}: " if rank != "0" else ""
         # Names of files come from others: they must not steer the terminal.
         print(
-            f"dnascale: error: {where}" + "\n".join(map(printable, sentence.split("\n"))), file=sys.stderr, flush=True
+            f"dnascale: {label}: {where}" + "\n".join(map(printable, sentence.split("\n"))), file=sys.stderr, flush=True
         )
     return code
 

@@ -17,7 +17,7 @@ from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Batch, Dealing, TrainStream
-from dnascale.errors import CheckpointError, DataError
+from dnascale.errors import CheckpointError, DataError, Stopped
 from dnascale.model.flops import stage_flops
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
@@ -25,6 +25,7 @@ from dnascale.train.batching import Batching, divide_batch, to_device
 from dnascale.train.distributed import choose_device, connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, write_run_files
+from dnascale.train.interruption import Interruption
 from dnascale.train.length import settle_steps
 from dnascale.train.memory import attempt_step, explain_shortage, find_micro_batch, is_out_of_memory
 from dnascale.train.meter import Meter, Speed, measure_speed
@@ -70,7 +71,10 @@ class Job:
 
 
 def train(config: Config) -> Path:
-    """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes."""
+    """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes.
+
+    Raises Stopped when it was asked to stop, and has saved.
+    """
     job = _assemble(config)
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
@@ -79,16 +83,22 @@ def train(config: Config) -> Path:
     _announce(job)
     begun_at = job.state.step
     try:
-        valid_loss = _take_steps(job, recorder)
+        valid_loss, stopped_by = _take_steps(job, recorder)
     except Exception as error:
         if is_out_of_memory(error):
             raise explain_shortage(job.config, job.state.step + 1, job.accelerator.device) from error
         raise
     together(job.accelerator, recorder.close)
     job.accelerator.wait_for_everyone()
-    job.screen.done(job.state, job.state.step - begun_at, valid_loss)
     if lock is not None:
         lock.close()
+    if stopped_by is not None:
+        stop = Stopped(
+            f"by {stopped_by} after step {job.state.step:,} of {job.state.total_steps:,}, and saved. The same command goes on from there."
+        )
+        stop.shared = True
+        raise stop
+    job.screen.done(job.state, job.state.step - begun_at, valid_loss)
     return job.run
 
 
@@ -234,14 +244,16 @@ def open_meter(job: Job) -> Meter:
     return Meter(job.accelerator, job.speed, by_base, repeats=job.corpus.soft_mask_bit)
 
 
-def _take_steps(job: Job, recorder: Recorder) -> float | None:
-    """Steps to the end, with what is due after each. Returns the last validation loss."""
+def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]:
+    """Steps to the end, with what is due after each. Returns the last validation loss, and why it stopped before the end."""
     config, state = job.config, job.state
     meter = open_meter(job)
     check = GradientReductionCheck(job.engine) if job.batching.world > 1 else None
     valid_loss: float | None = None
-    with job.screen.progress(state), _without_garbage_collection():
-        while state.step < state.total_steps:
+    stopped_by: str | None = None
+    interruption = Interruption(job.accelerator, job.run)
+    with job.screen.progress(state), _without_garbage_collection(), interruption:
+        while state.step < state.total_steps and stopped_by is None:
             if (stage := stage_at(job.stages, state.position)) is not job.stage:
                 _enter(job, stage)
                 job.screen.stage(state, stage)
@@ -249,7 +261,8 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
             _step(job, meter, rate, check)
             check = None
             last = state.step == state.total_steps
-            save = last or state.step % config.checkpoint.every == 0
+            stopped_by = None if last else interruption.asked()
+            save = last or stopped_by is not None or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if save or state.step % config.log.every == 0:
                 line = meter.line(state, job.order.epoch_windows)
@@ -266,7 +279,10 @@ def _take_steps(job: Job, recorder: Recorder) -> float | None:
                         job.run / "checkpoints", job.engine, state, job.identity, config.checkpoint.keep
                     )
                     job.screen.note(f"committed {path}")
-    return valid_loss
+        if stopped_by is not None:
+            recorder.write("stop", step=state.step, reason=stopped_by)
+            interruption.done()
+    return valid_loss, stopped_by
 
 
 def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:

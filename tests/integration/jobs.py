@@ -93,7 +93,7 @@ def dnascale(*words: str | Path, processes: int = 1, timeout: float = 240, **env
 
 def execute(target: Target, *arguments: Any, processes: int = 1, timeout: float = 240, **env: str) -> Outcome:
     """Runs `target(*arguments)` on as many processes to the end; when one fails, the others get five seconds."""
-    job = _Job(target, arguments, processes, env)
+    job = Job(target, arguments, processes, env)
     deadline = time.monotonic() + timeout
     while any(code is None for code in job.codes()):
         time.sleep(0.01)
@@ -129,14 +129,20 @@ def train_until_killed(
     run: Path, data: Dataset, *overrides: str, step: int, processes: int = 1, engine: str = "plain"
 ) -> None:
     """Trains until metrics.jsonl shows `step`, then kills every process with SIGKILL."""
-    words = train_words(run, data, *overrides, engine=engine)
-    job = _Job(_command_line, (words,), processes, {})
+    train_until(run, data, *overrides, step=step, processes=processes, engine=engine).kill()
+
+
+def train_until(
+    run: Path, data: Dataset, *overrides: str, step: int, processes: int = 1, engine: str = "plain"
+) -> "Job":
+    """Trains until metrics.jsonl shows `step`, and returns the job, which goes on."""
+    job = Job(_command_line, (train_words(run, data, *overrides, engine=engine),), processes, {})
     deadline = time.monotonic() + 120
     while not any(line["step"] >= step for line in _whole_lines(run)):
         assert not any(code is not None for code in job.codes()), job.output()
         assert time.monotonic() < deadline, job.output()
         time.sleep(0.002)
-    job.kill()
+    return job
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
@@ -151,7 +157,7 @@ def numbers(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [tuple(line[key] for key in (*keys, "windows_digest")) for line in lines]
 
 
-class _Job:
+class Job:
     """Processes that run `target(*arguments)` as ranks 0 to n - 1."""
 
     def __init__(self, target: Target, arguments: tuple[Any, ...], processes: int, env: dict[str, str]) -> None:
@@ -178,6 +184,19 @@ class _Job:
 
     def codes(self) -> list[int | None]:
         return [process.exitcode for process in self._ranks]
+
+    def signal(self, rank: int, number: int) -> None:
+        pid = self._ranks[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def wait(self, timeout: float = 60) -> list[int | None]:
+        """The exit codes of all ranks; those that still run after so many seconds are killed, and have -9."""
+        deadline = time.monotonic() + timeout
+        for process in self._ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        self.kill()
+        return self.codes()
 
     def kill(self) -> None:
         for process in self._ranks:

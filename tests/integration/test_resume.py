@@ -2,14 +2,10 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from jobs import Outcome, dnascale, environment, metrics, numbers, train, train_until_killed, train_words
+from jobs import Outcome, dnascale, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
 from dnascale.files import json_digest
@@ -88,26 +84,6 @@ def test_numbers_summed_over_several_steps_are_not_lost_at_a_checkpoint(human_cd
     whole = train(tmp_path / "whole", human_cds, *length)
     train_until_killed(tmp_path / "killed", human_cds, *length, step=8)
     assert numbers(train(tmp_path / "killed", human_cds, *length)) == numbers(whole)
-
-
-@pytest.mark.faults
-def test_ctrl_c_says_how_to_go_on_and_the_run_continues(human_cds: Dataset, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    length = ("train.steps=400", "checkpoint.every=5")
-    command = [sys.executable, "-m", "dnascale", *train_words(run, human_cds, *length)]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment())
-    while not committed(run / "checkpoints"):
-        assert job.poll() is None
-        time.sleep(0.02)
-    job.send_signal(signal.SIGINT)
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == 130
-    assert errors.decode().startswith(
-        "dnascale: error: interrupted. Give the same command again: `prepare` and `train` go on from what is done"
-    )
-    step = max(int(path.name[5:]) for path in committed(run / "checkpoints"))
-    outcome = dnascale(*train_words(run, human_cds, *length))
-    assert f"resumed  from the checkpoint of step {step}\n" in outcome.output
 
 
 @pytest.fixture(scope="module")
