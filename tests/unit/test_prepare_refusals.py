@@ -104,6 +104,47 @@ def test_impossible_options_are_usage_errors(options: dict[str, Any], words: str
         PrepareOptions(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spliced": True}, "add --regions"),
+        ({"coding": True}, "add --regions"),
+        ({"regions": "a.bed", "spliced": True, "coding": True}, "--spliced and --coding exclude each other"),
+        ({"feature": "exon"}, "add --annotation"),
+        ({"ignore_chr": True}, "--ignore-chr .* add --regions or --annotation"),
+        ({"allow_absent": True}, "--allow-absent .* add --regions or --annotation"),
+        ({"genetic_code": 4}, "add --valid-cds"),
+        ({"group_otherwise": "file"}, "--group gene finds a group for every record"),
+        ({"group": "chromosome", "group_otherwise": "file"}, "--group chromosome finds a group for every record"),
+        ({"cluster": 0.2, "valid": 0}, "add --valid or --test"),
+    ],
+)
+def test_an_option_with_nothing_to_act_on_is_a_usage_error_that_says_what_is_missing(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        PrepareOptions(**options)
+
+
+def test_a_column_named_for_a_file_without_columns_is_told(tmp_path: Path) -> None:
+    fasta = write(tmp_path / "a.fa", [("a", "ACGT")])
+    (tmp_path / "b.csv").write_text("id,dna\nb,ACGT\n")
+    made = prepare([fasta, str(tmp_path / "b.csv")], tmp_path / "out", PrepareOptions(valid=0, column="dna"))
+    assert ["has no columns" in " ".join(source["warnings"]) for source in made.sources] == [True, False]
+
+
+def test_the_command_has_every_option_of_prepare_with_the_same_default() -> None:
+    import inspect
+    from dataclasses import fields
+
+    from dnascale.cli.prepare import _NO_OPTIONS
+    from dnascale.cli.prepare import prepare as command
+
+    given = {name: p.default for name, p in inspect.signature(command).parameters.items() if name not in _NO_OPTIONS}
+    assert given.keys() == {field.name for field in fields(PrepareOptions)}
+    assert PrepareOptions(**given) == PrepareOptions()
+
+
 def test_a_folder_that_holds_something_a_file_and_a_nameless_path_are_no_place_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

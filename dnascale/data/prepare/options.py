@@ -8,7 +8,6 @@ from typing import Any
 from dnascale.data.sources import ReadOptions
 from dnascale.data.split import SPLITS, Grouping, Holdout, Holdouts, SplitOptions
 from dnascale.data.take import CleanOptions, TakeOptions
-from dnascale.data.take.cleaning import Alphabet
 from dnascale.errors import UsageError
 
 __all__ = ["SPLITS", "PrepareOptions"]
@@ -18,11 +17,11 @@ _NOT_OF_READING = ("valid", "test", "soft_mask", "skip_bad_files", "allow_absent
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """What `prepare` does to the records. Recorded in dataset.json.
+class PrepareOptions(CleanOptions, TakeOptions):
+    """What `prepare` does to the records: what is taken and how it is cleaned, and the rest. Recorded in dataset.json.
 
-    The meaning of each is told by the part that it belongs to: `ReadOptions`, `TakeOptions`, `CleanOptions`, `Grouping`,
-    `Holdouts`, `SplitOptions`. Raises UsageError for values that cannot be.
+    The meaning of the rest is told by the part that it belongs to: `ReadOptions`, `Grouping`, `Holdouts`, `SplitOptions`.
+    Raises UsageError for values that cannot be, or have nothing to act on.
 
     Attributes:
         skip_bad_files: leave unusable inputs out, and list them.
@@ -38,18 +37,6 @@ class PrepareOptions:
     skip_bad_records: bool = False
     skip_bad_files: bool = False
     expect: str | None = None
-    regions: str | None = None
-    spliced: bool = False
-    coding: bool = False
-    annotation: str | None = None
-    feature: str = "CDS"
-    ignore_chr: bool = False
-    allow_absent: bool = False
-    min_length: int = 1
-    max_n_run: int | None = None
-    alphabet: Alphabet = "iupac"
-    valid_cds: bool = False
-    genetic_code: int = 1
     drop_duplicates: bool = False
     group: str | None = None
     group_otherwise: str | None = None
@@ -63,24 +50,20 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         # Whatever cannot be is refused before anything is read.
-        _ = self.taking, self.cleaning, self.grouping
+        TakeOptions.__post_init__(self)
+        CleanOptions.__post_init__(self)
+        _ = self.grouping
         holdouts = self.splitting.holdouts
+        if self.cluster is not None and len(holdouts.splits) < 2:
+            raise UsageError(
+                "--cluster keeps near-duplicates in one split, and there is only one: add --valid or --test."
+            )
         for name in ("valid", "test"):  # one way to write a share, however it was given
             holdout = getattr(holdouts, name)
             if not holdout.names:
                 object.__setattr__(self, name, holdout.share)
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"--seed {self.seed} must be at least 0 and below 2^64.")
-
-    @cached_property
-    def taking(self) -> TakeOptions:
-        return TakeOptions(
-            self.regions, self.spliced, self.coding, self.annotation, self.feature, self.ignore_chr, self.allow_absent
-        )
-
-    @cached_property
-    def cleaning(self) -> CleanOptions:
-        return CleanOptions(self.min_length, self.max_n_run, self.alphabet, self.valid_cds, self.genetic_code)
 
     @cached_property
     def grouping(self) -> Grouping:
@@ -100,7 +83,7 @@ class PrepareOptions:
     def files(self) -> list[str]:
         """Files beside the inputs that the options name: what is expected, regions or annotation, a table of groups."""
         tables = [self.grouping.argument] if self.grouping.by == "table" else []
-        return [*(file for file in (self.expect, self.taking.file) if file), *tables]
+        return [*(file for file in (self.expect, self.file) if file), *tables]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

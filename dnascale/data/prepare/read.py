@@ -72,7 +72,7 @@ class _Reader:
         self.report, self.tally = ReadReport(input.name), Tally()
         self.rules: Counter[str] = Counter()
         self.base_a_token = self.vocabulary.one_base_a_token
-        self.taker = Taker(self.options.taking)
+        self.taker = Taker(self.options)
         self.separator = np.array([self.vocabulary.sep], dtype=self.vocabulary.dtype).tobytes()
         self.runs = RunWriter(folder, self.separator)
         self.waiting: list[Record] = []  # to be written together
@@ -86,7 +86,7 @@ class _Reader:
         bases = len(record.bases)
         self.tally.read(bases)
         for taken in self.taker.take(record, self.tally):
-            for kept in clean(taken, self.options.cleaning, self.tally):
+            for kept in clean(taken, self.options, self.tally):
                 self.keep(kept)
         self.wait(bases)
 

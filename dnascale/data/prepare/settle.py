@@ -80,7 +80,7 @@ def settle(work: Work) -> Settled:
     tally = Tally()
     for report in reports:
         tally.merge(Tally.from_dict(report["tally"]))
-    Taker(options.taking).check(tally)
+    Taker(options).check(tally)
     _check_any(tally)
     staging = work.folder / "settled.partial"
     shutil.rmtree(staging, ignore_errors=True)

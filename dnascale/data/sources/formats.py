@@ -51,6 +51,8 @@ FORMATS = (
     Format("jsonl", (b"{",), "delimited:json_lines"),
     DELIMITED,
 )
+#: Those with columns.
+TABLES = ("parquet", "arrow", "jsonl", "csv")
 
 # How a file that nobody here reads starts, what it is, and what to do.
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
@@ -105,6 +107,10 @@ def read(
     with Source(input, report, block_bytes, expected) as source:
         form = _format_of(source, options)
         report.format = form.name
+        if (options.column or options.name_column) and form.name not in TABLES:
+            report.warnings.append(
+                f"{input.name} is {form.name}, which has no columns: --column, --name-column name nothing in it"
+            )
         records = form.load()(source, options)
         try:
             yield from expected.check(records, report) if expected else records

@@ -51,10 +51,13 @@ class Grouping:
         """The grouping that `--group TEXT` asks for; None: by gene. Raises UsageError: it asks for nothing known."""
         if otherwise is not None and otherwise not in OTHERWISE:
             raise UsageError(f"--group-otherwise {otherwise!r} is not one of {', '.join(OTHERWISE)}.")
-        if text is None:
-            return cls(otherwise=otherwise)
-        if text in NAMED:
-            return cls(text, otherwise=otherwise)
+        if text is None or text in NAMED:
+            if otherwise is not None:
+                raise UsageError(
+                    f"--group-otherwise is for records in which a column, table or expression finds nothing; --group {text or 'gene'} "
+                    "finds a group for every record."
+                )
+            return cls(text or "gene")
         kind, colon, argument = text.partition(":")
         if colon and kind in ("column", "table"):
             if not argument:

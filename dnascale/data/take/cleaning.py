@@ -27,7 +27,7 @@ _NOTHING: Iterator[Record] = iter(())
 _MANY = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CleanOptions:
     """What is asked of a record.
 
@@ -40,7 +40,7 @@ class CleanOptions:
         genetic_code: NCBI's number of the code that `valid_cds` goes by.
 
     Raises:
-        UsageError: a value that cannot be.
+        UsageError: a value that cannot be, or has nothing to act on.
     """
 
     min_length: int = 1
@@ -62,6 +62,8 @@ class CleanOptions:
                 f"--genetic-code {self.genetic_code} is not known, or its stop codons also code for amino acids; "
                 f"known: {known}."
             )
+        if self.genetic_code != 1 and not self.valid_cds:
+            raise UsageError("--genetic-code says which code --valid-cds goes by: add --valid-cds.")
 
 
 def clean(record: Record, options: CleanOptions, tally: Tally) -> Iterator[Record]:

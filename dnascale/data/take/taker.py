@@ -20,7 +20,7 @@ from dnascale.errors import DataError, UsageError
 _SHOWN = 5  # names in an error message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TakeOptions:
     """What is asked for. With neither regions nor annotation, every sequence is taken whole.
 
@@ -34,7 +34,7 @@ class TakeOptions:
         allow_absent: regions may lie on sequences that are not in the input.
 
     Raises:
-        UsageError: options that exclude each other.
+        UsageError: options that exclude each other, or have nothing to act on.
     """
 
     regions: str | None = None
@@ -51,6 +51,14 @@ class TakeOptions:
         for name in ("spliced", "coding"):
             if getattr(self, name) and not self.regions:
                 raise UsageError(f"--{name} says how to take the regions of a BED12 file: add --regions BED.")
+        if self.spliced and self.coding:
+            raise UsageError("--spliced and --coding exclude each other: all of the blocks, or their coding part.")
+        if self.feature != "CDS" and not self.annotation:
+            raise UsageError("--feature says what to take of an annotation: add --annotation GTF|GFF3.")
+        for name in ("ignore_chr", "allow_absent"):
+            if getattr(self, name) and self.file is None:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is about the names in a file of regions: add --regions or --annotation.")
 
     @property
     def file(self) -> str | None:
