@@ -35,20 +35,18 @@ def parquet(source: Source, options: ReadOptions) -> Iterator[Record]:
 def _parquet_rows(table: Any, wanted: list[str], name: str) -> Iterator[Rows]:
     done = 0
     for group in range(table.num_row_groups):
-        size = _row_bytes(table.metadata.row_group(group), wanted, name)
-        count = max(1, min(_BATCH_ROWS, _BATCH_BYTES // size))
         with _explained(name, "Parquet"):
+            size = _row_bytes(table.metadata.row_group(group), name)
+            count = max(1, min(_BATCH_ROWS, _BATCH_BYTES // size))
             batches = table.iter_batches(count, row_groups=[group], columns=wanted, use_threads=False)
             for batch in batches:
                 yield Rows(batch, range(done + 1, done + 1 + batch.num_rows))
                 done += batch.num_rows
 
 
-def _row_bytes(group: Any, wanted: list[str], name: str) -> int:
-    """The mean size of a row's largest value among the wanted ones, as the file states it."""
-    columns = [group.column(index) for index in range(group.num_columns)]
-    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema in wanted]
-    size = max(sizes, default=0) // max(1, group.num_rows)
+def _row_bytes(group: Any, name: str) -> int:
+    """The mean size of a row, as the file states it for all columns. (To ask for a column of a damaged file aborts the process.)"""
+    size = group.total_byte_size // max(1, group.num_rows)
     if size > MAX_CELL:
         raise DataError(
             f"{name} has rows of {size:,} bytes, where a cell of 64 MiB is the limit: give such long sequences as FASTA or "
