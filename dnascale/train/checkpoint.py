@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnascale import __version__
 from dnascale.errors import CheckpointError, NumericsError, SpaceError
+from dnascale.faults import fault
 from dnascale.files import json_digest, no_space, sync
 from dnascale.train.state import TrainState
 
@@ -58,33 +59,38 @@ def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, 
     work = folder / f".{final.name}.partial"
 
     def begin() -> None:
+        fault("ckpt.reserve", state.step)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
 
     def commit() -> None:
+        fault("ckpt.manifest", state.step)
         manifest = _manifest(engine, state, identity, files, fragments)
         with (work / "MANIFEST.json").open("x") as out:
             out.write(json.dumps(manifest, indent=1) + "\n")
             out.flush()
             os.fsync(out.fileno())
         sync(work)
+        fault("ckpt.rename", state.step)
         if final.exists():  # a damaged one of the same step, which this run did not load
             final.rename(folder / f".{final.name}.replaced-{os.getpid()}")
         work.rename(final)
+        fault("ckpt.sync", state.step)
         sync(folder)
 
     from_main(accelerator, lambda: _plainly(begin, work))
-    written = together(accelerator, lambda: _plainly(lambda: _write_rank(work, engine), work))
+    written = together(accelerator, lambda: _plainly(lambda: _write_rank(work, engine, state.step), work))
     gathered = gather_object([written])
     files = [file for file, _ in gathered]
     fragments = [fragment for _, part in gathered for fragment in part]
     from_main(accelerator, lambda: _plainly(commit, work))
     if accelerator.is_main_process:
+        fault("ckpt.prune", state.step)
         _prune(folder, final, keep)
     return final
 
 
-def _write_rank(work: Path, engine: "Engine") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _write_rank(work: Path, engine: "Engine", step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """This rank's file and its entries for the manifest."""
     import torch
     from safetensors.torch import save_file
@@ -103,8 +109,10 @@ def _write_rank(work: Path, engine: "Engine") -> tuple[dict[str, Any], list[dict
         tensors[key] = value
         entries.append({"file": name, "key": key, **asdict(fragment)})
     path = work / name
+    fault("ckpt.write", step)
     save_file(tensors, path)
     with path.open("rb") as file:
+        fault("ckpt.fsync", step)
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": name, "bytes": path.stat().st_size, "sha256": digest}, entries

@@ -18,6 +18,7 @@ from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Batch, Dealing, TrainStream
 from dnascale.errors import CheckpointError, DataError, Stopped
+from dnascale.faults import fault
 from dnascale.model.flops import stage_flops
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
@@ -287,8 +288,11 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
 
 def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:
     """One optimizer step; moves the state on. Nothing here waits for the device: `meter.line` does, now and then."""
+    step = job.state.step + 1
     with meter.waiting():
+        fault("data.read", step)
         micro_batches = job.stream.next_step()
+    fault("step.forward", step)
     for micro, batch in enumerate(micro_batches):
         with meter.waiting():
             inputs = to_device(batch, job.engine.module, job.accelerator.device)
@@ -296,6 +300,7 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
     if check is not None:
         _require_distinct(job.accelerator, meter.digest)
         check.finish()
+    fault("step.update", step)
     meter.stepped(job.engine.step(rate), rate, job.stage.global_batch_tokens, job.flops_per_token)
     state = job.state
     state.step += 1
