@@ -10,7 +10,7 @@ import typer
 
 from dnascale import __version__
 from dnascale.cli import checkpoints, data, launch, prepare, score, tokenizer, train
-from dnascale.errors import DnascaleError, UsageError, printable
+from dnascale.errors import DnascaleError, PeerError, UsageError, printable
 
 app = typer.Typer(
     name="dnascale",
@@ -53,6 +53,13 @@ def main(args: list[str] | None = None) -> None:
             code = UsageError.exit_code
             if sentence := error.format_message():
                 _report(sentence, code, debug)
+        elif _is_lost_peer(error):
+            sentence = "another process of this run is gone, or its machine or network: its own message says why"
+            code = _report(
+                f"{sentence} ({_first_line(error)}). Started again, the run goes on from its last checkpoint.",
+                PeerError.exit_code,
+                debug,
+            )
         else:
             hint = "" if debug else " This is a bug in dnascale or its surroundings; --debug shows where."
             code = _report(f"{type(error).__name__}: {error}{hint}", 1, debug)
@@ -67,6 +74,21 @@ def main(args: list[str] | None = None) -> None:
         # Threads of gloo and DeepSpeed that still run abort the interpreter's own shutdown now and then.
         os._exit(code)
     sys.exit(code)
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether a collective has failed because of another process. Gloo raises plain RuntimeErrors, known by their text alone."""
+    if not isinstance(error, RuntimeError) or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    return (
+        type(error).__name__.startswith("Dist")
+        or "gloo/transport" in str(error)
+        or "Connection closed by peer" in str(error)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _flush() -> None:

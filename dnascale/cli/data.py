@@ -80,6 +80,12 @@ def index(
 def merge(
     sources: Annotated[list[str], typer.Argument(metavar="DATA...", help="Data sets: folders that prepare made.")],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
+    max_leakage: Annotated[
+        float,
+        typer.Option(
+            help="Refuse a held-out split of which more than this part stands in the training data of another; 1 does not look."
+        ),
+    ] = 0.1,
     as_json: Json = False,
 ) -> None:
     """Several data sets into one, of the same vocabulary, with every group in one split."""
@@ -88,7 +94,7 @@ def merge(
 
     size = sum(split.tokens for source in sources for split in load_dataset(source).splits.values())
     with bytes_bar("merging", size) as advance:
-        dataset = merge(sources, out, advance)
+        dataset = merge(sources, out, advance, max_leakage)
     show_dataset(dataset, as_json)
 
 

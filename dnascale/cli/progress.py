@@ -8,7 +8,7 @@ from typing import Any
 from dnascale.cli.shared import new_console
 from dnascale.data.prepare.tasks import Progress, Stage, Task
 
-_UNITS = {"reading": "inputs", "writing": "shards"}
+_UNITS = {"reading": "inputs", "writing": "shards", "comparing": "sources"}
 
 
 class ShownProgress(Progress):
@@ -29,7 +29,7 @@ class ShownProgress(Progress):
         self._stage, self._tasks, self._tasks_done = stage, tasks, 0
         self._size, self._size_done = size, 0
         self._began, self._bases = time.monotonic(), 0
-        self._row = self._bar.add_task(stage, total=size if stage == "writing" else None, said="")
+        self._row = self._bar.add_task(stage, total=size if stage != "reading" else None, said="")
         self._show()
 
     def advance(self, bases: int) -> None:
@@ -56,7 +56,7 @@ class ShownProgress(Progress):
         return f"speed    {', '.join(parts)}; at most {self._peak / 1e6:,.0f} MB a process" if parts else ""
 
     def _show(self) -> None:
-        if self._stage == "writing":
+        if self._stage != "reading":
             done: float = self._bases
         elif self._size_done:  # an input is as many bytes, of which one stands for so many bases
             self._bar.update(self._row, total=self._size)

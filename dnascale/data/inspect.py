@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from dnascale.data.records import record_table, record_tables
 from dnascale.data.shards import Dataset
-from dnascale.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -69,35 +68,24 @@ def content_of(dataset: Dataset) -> dict[str, Content]:
 
 
 def _lengths(dataset: Dataset, split: str) -> Lengths | None:
-    shards = dataset.splits[split].shards
-    tables = [dataset.folder / shards.name(number).replace(".tar", ".records.parquet") for number in range(len(shards))]
-    if dataset.remote or not all(table.is_file() for table in tables):
+    shards = range(len(dataset.splits[split].shards))
+    if dataset.remote or not all(record_table(dataset, split, number).is_file() for number in shards):
         return None
     different, records = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for lengths in _of_records(tables):
+    for lengths in _of_records(dataset, split):
         different, place = np.unique(np.concatenate([different, lengths]), return_inverse=True)
         counts = np.concatenate([records, np.ones(len(lengths), np.int64)])
         records = np.bincount(place, counts, len(different)).astype(np.int64)
     return lengths_of(different, records) if len(different) else None
 
 
-def _of_records(tables: list[Path]) -> Iterator[np.ndarray]:
+def _of_records(dataset: Dataset, split: str) -> Iterator[np.ndarray]:
     """int64 [records] of each table: the tokens of records that end in it, or in the next where they go on there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     held = np.zeros(0, np.int64)  # the last record so far: the next table may begin with more of it
-    for table in tables:
-        try:
-            columns = pq.read_table(table, columns=["record_start", "length"])
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise DataError(f"{table} is no table of records ({error}); fetch or prepare the data set again.") from None
-        starts, lengths = (columns[name].to_numpy() for name in ("record_start", "length"))
-        if not len(lengths):  # a separator alone in its shard
-            continue
-        begins = np.flatnonzero(starts == 0)
-        if not len(begins) or begins[0] > 0:
-            held = held + lengths[: begins[0] if len(begins) else None].sum()
+    for table, begin in record_tables(dataset, split, ["length"]):
+        lengths, begins = table["length"].to_numpy(), np.flatnonzero(begin)
+        if len(lengths) and not begin[0]:
+            held = held + lengths[0]
         if len(begins):
             yield held
             found = np.add.reduceat(lengths, begins)

@@ -11,32 +11,44 @@ import numpy as np
 
 from dnascale import __version__
 from dnascale.data.mapped import MappedShards
+from dnascale.data.records import record_table, record_tables
 from dnascale.data.shards import SHARD_NAME, Dataset, Index, Shard, Split, load_dataset
 from dnascale.data.tally import Tally
+from dnascale.data.together import check_together
 from dnascale.data.writer import TarShard
 from dnascale.errors import DataError, UsageError
 from dnascale.files import whole_folder
 
 
-def merge(locations: Sequence[str], out: Path, progress: Callable[[int], None] = lambda _bytes: None) -> Dataset:
+def merge(
+    locations: Sequence[str],
+    out: Path,
+    progress: Callable[[int], None] = lambda _bytes: None,
+    max_leakage: float = 0.1,
+) -> Dataset:
     """Writes the data set `out` with all shards of these, in their order. `progress` is called with bytes of shards written.
 
     Every block is compared with its checksum on the way. Records that are in several of them are counted, and a warning
-    in the report of `out`.
+    in the report of `out`; so are held-out records of one that stand in the training data of another.
 
-    Raises DataError: one cannot be read or is damaged, they differ in vocabulary, soft mask or block size, or a group is in
-    one split here and in another there; UsageError: fewer than two, or `out` is there.
+    Raises DataError: one cannot be read or is damaged, they differ in vocabulary, soft mask or block size, a group is in
+    one split here and in another there, or more than `max_leakage` of a held-out split stands in the training data of
+    others; UsageError: fewer than two, one twice, `out` is there, or no such share.
     """
+    if not 0 <= max_leakage <= 1:
+        raise UsageError(f"--max-leakage {max_leakage:g} must be a share, from 0 to 1.")
     if len(locations) < 2:
         raise UsageError("give at least two data sets to merge.")
     datasets = [load_dataset(location) for location in locations]
     _check_alike(datasets)
     _check_groups(datasets)
     with whole_folder(out) as work:
+        by_name = {dataset.location: dataset for dataset in datasets}
+        shared = check_together(by_name, dict.fromkeys(by_name, max_leakage), work, lambda _: None)
         writer = _Writer(work, progress)
         names = list(dict.fromkeys(name for dataset in datasets for name in dataset.splits))
         splits = {name: writer.split(name, datasets) for name in names}
-        _describe(datasets, out, splits, writer.repeated).save(work)
+        _describe(datasets, out, splits, writer.repeated, shared).save(work)
     return load_dataset(out)
 
 
@@ -77,19 +89,8 @@ def _check_groups(datasets: Sequence[Dataset]) -> None:
 
 def _groups(dataset: Dataset, split: str) -> Iterator[str]:
     """The names of the groups of a split, those of a shard once each."""
-    import pyarrow.parquet as pq
-
-    shards = dataset.splits[split].shards
-    for number in range(len(shards)):
-        path = _sidecar(dataset, shards.name(number))
-        yield from pq.read_table(path, columns=["group"])["group"].unique().to_pylist()
-
-
-def _sidecar(dataset: Dataset, name: str) -> Path:
-    path = (dataset.folder / name).with_suffix(".records.parquet")
-    if not path.is_file():
-        raise DataError(f"{path} is missing, and with it which groups are in which split: copy it again.")
-    return path
+    for table, _ in record_tables(dataset, split, ["group"]):
+        yield from table["group"].unique().to_pylist()
 
 
 def _hash(text: str) -> int:
@@ -166,7 +167,7 @@ class _Writer:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(_sidecar(dataset, dataset.splits[split].shards.name(number)))
+        table = pq.read_table(record_table(dataset, split, number))
         column = table.schema.get_field_index("source")
         moved = pa.array(table["source"].to_numpy() + np.int32(sources), pa.int32())
         table = table.set_column(column, table.schema.field(column), moved)
@@ -196,7 +197,9 @@ class _RecordHashes:
 # --- the report ---
 
 
-def _describe(datasets: Sequence[Dataset], out: Path, splits: dict[str, Split], repeated: int) -> Dataset:
+def _describe(
+    datasets: Sequence[Dataset], out: Path, splits: dict[str, Split], repeated: int, shared: Sequence[str]
+) -> Dataset:
     cleaning, rules = Tally(), Counter[str]()
     for dataset in datasets:
         cleaning.merge(Tally.from_dict(Tally().to_dict() | dataset.cleaning))
@@ -205,6 +208,8 @@ def _describe(datasets: Sequence[Dataset], out: Path, splits: dict[str, Split], 
         cleaning.warn(
             f"{repeated:,} records are in several of the merged data sets with the same bases: they count double"
         )
+    for sentence in shared:
+        cleaning.warn(sentence)
     cleaning.balance()
     return Dataset(
         folder=out,

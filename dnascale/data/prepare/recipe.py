@@ -24,6 +24,7 @@ from dnascale.data.prepare.plan import Plan
 from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan, finished
 from dnascale.data.prepare.tasks import Progress
 from dnascale.data.shards import Dataset, load_dataset
+from dnascale.data.together import check_together
 from dnascale.errors import DataError, UsageError
 from dnascale.files import check_new_folder, explained, hold, sync, write_whole
 
@@ -176,7 +177,9 @@ def carry_out_recipe(recipe: Recipe, out: Path, crew: Crew, progress: Progress) 
             if any(isinstance(one, Unfinished) for one in done.values()):
                 return done
             with hold(work, "finish", wait=True):
-                _finish(recipe, work, out)
+                if not (out / MIXTURE).exists():  # by another rank
+                    _compare(recipe, work, progress)
+                    _finish(recipe, work, out)
     except OSError as error:
         if not (crew.part and (out / MIXTURE).exists()):
             raise explained(error, out, f"What is done is kept in {work}") from error
@@ -212,9 +215,17 @@ def _one(name: str, plan: Plan, work: Path, crew: Crew, progress: Progress) -> D
     return done
 
 
+def _compare(recipe: Recipe, work: Path, progress: Progress) -> None:
+    """Raises DataError when held-out records of a source stand in the training split of another."""
+    datasets = {name: load_dataset(work / name) for name in recipe.sources}
+    most = {name: source.options.max_leakage for name, source in recipe.sources.items()}
+    asked = {name: limit for name, limit in most.items() if limit is not None}
+    progress.begin("comparing", len(datasets), sum(s.tokens for d in datasets.values() for s in d.splits.values()))
+    for sentence in check_together(datasets, asked, work, progress.advance):
+        progress.note(sentence)
+
+
 def _finish(recipe: Recipe, work: Path, out: Path) -> None:
-    if (out / MIXTURE).exists():  # by another rank
-        return
     sources = {name: MixtureSource(name, source.weight) for name, source in recipe.sources.items()}
     write_whole(work / MIXTURE, Mixture(sources, recipe.temperature).to_yaml().encode())
     for path in work.iterdir():

@@ -12,7 +12,8 @@ from dnascale.data.prepare.settle import Settled
 from dnascale.data.prepare.write import is_written, write_shard
 from dnascale.errors import DataError
 
-Stage = Literal["reading", "writing"]
+#: "comparing" is of the sources of a recipe with each other.
+Stage = Literal["reading", "writing", "comparing"]
 
 
 @dataclass(frozen=True)
