@@ -2,12 +2,13 @@
 # make test   the test suite
 # make slow   what make test leaves out: tests of half a minute and more
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
+# make docs   the documentation as a site, in build/site
 # make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test slow cluster cluster-packages gpu check format clean
+.PHONY: help demo test slow cluster cluster-packages docs gpu check format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -44,6 +45,9 @@ cluster: .venv/dev
 cluster-packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends iproute2 munge slurmctld slurmd slurm-client
+
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu

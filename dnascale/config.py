@@ -95,10 +95,10 @@ class DataConfig(_Section):
 
 
 class ModelConfig(_Section):
-    hidden_size: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    intermediate_size: PositiveInt
+    hidden_size: PositiveInt = Field(description="width of the residual stream")
+    layers: PositiveInt = Field(description="transformer blocks")
+    heads: PositiveInt = Field(description="attention heads; each has hidden_size / heads dimensions, an even number")
+    intermediate_size: PositiveInt = Field(description="width of the gated MLP")
     context: PositiveInt = Field(description="window length in tokens")
     local_attention: PositiveInt = Field(128, description="window of local layers in tokens, both sides together")
     global_every: PositiveInt = Field(3, description="every n-th layer attends globally")
@@ -129,12 +129,14 @@ class MaskingConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    name: OptimizerName = "adamw"
+    name: OptimizerName = Field("adamw", description="the same steps on every engine, within rounding")
     learning_rate: PositiveFloat = Field(
         1e-3, description="at the peak of the schedule; on the scale of AdamW for all of them"
     )
-    betas: tuple[_Decay, _Decay] = (0.9, 0.98)
-    eps: PositiveFloat = 1e-8
+    betas: tuple[_Decay, _Decay] = Field(
+        (0.9, 0.98), description="how much of the running means of gradient and square stays at each step"
+    )
+    eps: PositiveFloat = Field(1e-8, description="added to the root of the mean square")
     momentum: _Decay = Field(0.95, description="of muon's matrices; the rest has betas")
     weight_decay: float = Field(0.01, ge=0, description="not applied to norms and biases")
     gradient_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
@@ -147,9 +149,9 @@ class StageConfig(_Section):
     """A part of a run; what it does not say is as in the rest of the configuration."""
 
     tokens: PositiveInt | None = Field(None, description="its length; the last stage has none and goes on to the end")
-    global_batch_tokens: PositiveInt | None = None
+    global_batch_tokens: PositiveInt | None = Field(None, description="in place of train.global_batch_tokens")
     context: PositiveInt | None = Field(None, description="window length, a divisor of model.context")
-    masking_rate: float | None = Field(None, gt=0, le=0.9)
+    masking_rate: float | None = Field(None, gt=0, le=0.9, description="in place of masking.rate")
 
 
 class ScheduleConfig(_Section):
@@ -208,9 +210,9 @@ class TrainConfig(_Section):
         False, description="the same bits every time on CUDA too, where the fastest kernels add in any order; slower"
     )
     engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3 or a DeepSpeed JSON file")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = CUDA, else MPS, else the CPU")
     processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and masks")
 
 
 class CheckpointConfig(_Section):
@@ -225,8 +227,8 @@ class EvaluationConfig(_Section):
 
 class LogConfig(_Section):
     every: PositiveInt = Field(10, description="optimizer steps between lines of metrics.jsonl")
-    wandb: Literal["off", "online", "offline"] = "off"
-    wandb_project: str = "dnascale"
+    wandb: Literal["off", "online", "offline"] = Field("off", description="mirror metrics.jsonl to Weights & Biases")
+    wandb_project: str = Field("dnascale", description="project there")
 
 
 class RunConfig(_Section):

@@ -1,0 +1,139 @@
+"""What `make docs` does beyond MkDocs: the navigation, pages made from the program itself, links to files outside docs/."""
+
+import posixpath
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dnascale.config import Config, SourceConfig, StageConfig
+
+ROOT = Path(__file__).parents[1]
+_LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+#: Folders of docs/, in the order of a reader; what is to be read first in each.
+_PARTS = {
+    "Tutorial": ("tutorial", ["tutorial/ten-minutes.md"]),
+    "How to": ("how-to", ["how-to/prepare.md", "how-to/input-formats.md", "how-to/launch.md"]),
+    "Reference": ("reference", ["reference/command-line.md", "reference/configuration.md"]),
+    "Explanation": ("explanation", ["explanation/how-it-works.md", "explanation/architecture.md"]),
+    "Benchmarks": ("benchmarks", []),
+}
+
+
+def on_config(config: Any) -> Any:
+    generated = list(_generated())
+    nav: list[Any] = [{"dnascale": "index.md"}]
+    for title, (folder, first) in _PARTS.items():
+        there = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / folder).glob("*.md"))
+        pages = dict.fromkeys([*first, *there])
+        nav.append({title: [page for page in pages if page in there or page in generated]})
+    config.nav = nav
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    for name, make in _generated().items():
+        files.append(File.generated(config, name, content=make()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links to files of the repository that are not in docs/ go to the repository. Raises PluginError for what is not there."""
+
+    def moved(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), link[1]))
+        if path.startswith("docs/"):
+            return link[0]
+        if not (ROOT / path).exists():
+            raise PluginError(f"{page.file.src_uri} links to {link[1]}, which is not there")
+        return f"]({config.repo_url}/blob/main/{path}{link[2] or ''})"
+
+    return _LINK.sub(moved, markdown)
+
+
+def _generated() -> dict[str, Any]:
+    return {
+        "index.md": _index,
+        "reference/command-line.md": _command_line,
+        "reference/configuration.md": _configuration,
+    }
+
+
+def _index() -> str:
+    """README.md, seen from docs/."""
+    text = (ROOT / "README.md").read_text()
+    return _LINK.sub(lambda link: f"]({posixpath.relpath(link[1], 'docs')}{link[2] or ''})", text)
+
+
+def _command_line() -> str:
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from dnascale.cli.app import app
+
+    command = typer.main.get_command(app)
+    title = "Command line"
+    return get_docs_for_click(obj=command, ctx=typer.Context(command), name="dnascale", title=title)
+
+
+def _configuration() -> str:
+    lines = [
+        "# Configuration",
+        "",
+        "A preset (`nano`, `book`, ...) or a YAML file, then `section.key=value` on the command line. `dnascale train CONFIG --show` prints a",
+        "whole one. An unknown key is an error that names the nearest right one. *required*: presets have a value for it, or it must be given.",
+    ]
+    for name, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type)
+        lines += ["", f"## {name}", "", *_table(name, field.annotation)]
+    lines += ["", "## data.sources", "", "Of each source, by its name.", "", *_table("data.sources.NAME", SourceConfig)]
+    lines += ["", "## schedule.stages", "", *_table("schedule.stages[N]", StageConfig)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(prefix: str, section: type[BaseModel]) -> Iterator[str]:
+    yield from ("| key | value | default | meaning |", "|---|---|---|---|")
+    for key, field in section.model_fields.items():
+        default = "*required*" if field.is_required() else f"`{_shown(field.default)}`"
+        yield f"| `{prefix}.{key}` | {_value(field)} | {default} | {_escaped(field.description or '')} |"
+
+
+def _shown(value: Any) -> str:
+    """As YAML writes it."""
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _value(field: FieldInfo) -> str:
+    """What may be given: the type in words, and its bounds."""
+    bounds = [
+        f"{sign} {getattr(limit, word)}"
+        for limit in field.metadata
+        for word, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+        if hasattr(limit, word)
+    ]
+    return _escaped(" ".join([_type(field.annotation), ", ".join(bounds)]).strip())
+
+
+def _type(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{_shown(part)}`" for part in parts)
+    if origin is types.UnionType or str(origin) == "typing.Union":
+        return " or ".join(_type(part) for part in parts if part is not type(None))
+    if hasattr(annotation, "__metadata__"):  # Annotated: the bounds are written where they are a field's own
+        return _type(parts[0]) + (" > 0" if any(getattr(m, "gt", None) == 0 for m in annotation.__metadata__) else "")
+    if origin in (list, dict, tuple):
+        return {list: "list", dict: "by name", tuple: "pair of numbers"}[origin]
+    return {int: "whole number", float: "number", str: "text", bool: "true, false"}.get(annotation, "see below")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("[", "\\[")

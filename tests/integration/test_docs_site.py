@@ -1,0 +1,66 @@
+"""The documentation as a site: a strict build, and what it makes from the program itself."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def text(page: Path) -> str:
+    return re.sub(r"<[^>]+>", "", page.read_text())
+
+
+def test_every_page_is_built_without_a_dead_link(site: Path) -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (site / page.relative_to(ROOT / "docs").with_suffix("") / "index.html").is_file(), page
+    assert "FASTA in" in text(site / "index.html")
+
+
+def test_the_command_line_page_has_every_command(site: Path) -> None:
+    import typer
+
+    from dnascale.cli.app import app
+
+    shown = text(site / "reference" / "command-line" / "index.html")
+    command = typer.main.get_command(app)
+    for name, sub in command.commands.items():  # type: ignore[attr-defined]
+        for words in [f"dnascale {name} {one}" for one in getattr(sub, "commands", {})] or [f"dnascale {name}"]:
+            assert words in shown
+
+
+def test_the_configuration_page_has_every_key_with_its_default_and_meaning(site: Path) -> None:
+    from dnascale.config import Config
+
+    rows = re.findall(r"<tr>(.*?)</tr>", (site / "reference" / "configuration" / "index.html").read_text(), re.DOTALL)
+    cells = {
+        row[0]: row[1:]
+        for row in (
+            [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td>(.*?)</td>", row, re.DOTALL)]
+            for row in rows
+        )
+        if row
+    }
+    keys = [f"{name}.{key}" for name, field in Config.model_fields.items() for key in field.annotation.model_fields]  # type: ignore[union-attr]
+    assert set(keys) <= set(cells)
+    assert [key for key, (_, _, meaning) in cells.items() if not meaning] == []
+    assert cells["data.workers"][:2] == ["whole number ≥ 0", "0"]
+    assert cells["optimizer.betas"][1] == "[0.9, 0.98]"
+    assert cells["train.compile"][:2] == ["layers, whole or false", "null"]
