@@ -1,6 +1,7 @@
 # make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes with the installation)
 # make test   the test suite
 # make slow   what make test leaves out: tests of half a minute and more
+# make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
 # make docs   the documentation as a site, in build/site
 # make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
@@ -9,6 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help demo test slow cluster cluster-packages docs gpu check format clean
+.PHONY: help demo test slow faults cluster cluster-packages gpu check format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +40,10 @@ test: .venv/dev
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow --durations 10
+
+faults: .venv/dev
+	$(BIN)/python -m pytest -m faults --durations 10
+	$(BIN)/python tests/integration/kills.py --kills 200 --out build/kills.jsonl
 
 cluster: .venv/dev
 	$(BIN)/python -m pytest -m cluster --durations 10
