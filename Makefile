@@ -9,8 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test slow cluster cluster-packages docs gpu check format clean
-.PHONY: help demo test slow faults cluster cluster-packages gpu check format clean
+.PHONY: help demo test slow faults cluster cluster-packages docs gpu check format clean
 
 help:
 	@sed -n 's/^# //p' Makefile

@@ -215,6 +215,18 @@ class TrainConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and masks")
 
 
+class GuardConfig(_Section):
+    patience: PositiveInt = Field(
+        10,
+        description="steps left out in a row, because the gradient was not finite or jumped, that stop the run (exit code 6)",
+    )
+    spike: PositiveFloat | None = Field(
+        None,
+        description="leave out steps whose gradient norm is more than so many standard deviations above the mean of the last 128; not "
+        "with DeepSpeed",
+    )
+
+
 class CheckpointConfig(_Section):
     every: PositiveInt = Field(500, description="optimizer steps between checkpoints")
     keep: PositiveInt = Field(3, description="newest checkpoints that stay")
@@ -245,6 +257,7 @@ class Config(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()

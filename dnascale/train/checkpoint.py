@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = "dnascale-checkpoint"
-VERSION = 2
+VERSION = 3
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -255,7 +255,7 @@ def load(checkpoint: Checkpoint, engine: "Engine", state: TrainState) -> None:
                 engine.put(fragment, value)
 
     together(engine.accelerator, fill)
-    engine.loaded(state.step - state.optimizer_from)
+    engine.loaded(state.step - state.optimizer_from - state.skipped)
 
 
 def resume_state(checkpoint: Checkpoint, optimizer: str, restart: bool) -> TrainState:
@@ -271,7 +271,7 @@ def resume_state(checkpoint: Checkpoint, optimizer: str, restart: bool) -> Train
             f"{checkpoint.folder} was saved with optimizer.name={checkpoint.optimizer}, whose state {optimizer} cannot use: go on "
             f"with {checkpoint.optimizer}, or say optimizer.restart=true to keep the weights and let {optimizer} begin anew."
         )
-    return replace(state, optimizer_from=state.step)
+    return replace(state, optimizer_from=state.step, skipped=0)
 
 
 def committed(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ import torch
 
 from dnascale.config import CompileMode, Config
 from dnascale.errors import NumericsError, UsageError
+from dnascale.train.guard import Guard
 from dnascale.train.optim import place, set_step, share_work, shared_state, states
 from dnascale.train.optimizers import Piece, Ranks
 
@@ -69,10 +70,11 @@ class Engine(ABC):
         """Forward and backward of one micro-batch; `last` of its step reduces over ranks. Returns the loss sums [4]."""
 
     @abstractmethod
-    def step(self, learning_rate: float) -> torch.Tensor:
-        """Clips, updates the weights, clears the gradients; returns the global gradient norm before clipping, fp32 [].
+    def step(self, learning_rate: float, guard: Guard) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips, updates the weights, clears the gradients.
 
-        Weights and moments stay as they are when the norm is not finite. Does not wait for the device to find out.
+        Returns the global gradient norm before clipping, fp32 [], and whether the guard left the step out, bool []: weights and
+        moments are as they were then. Does not wait for the device to find out.
         """
 
     @abstractmethod
@@ -133,7 +135,7 @@ class PlainEngine(Engine):
             (loss / self.accumulation).backward()
         return sums
 
-    def step(self, learning_rate: float) -> torch.Tensor:
+    def step(self, learning_rate: float, guard: Guard) -> tuple[torch.Tensor, torch.Tensor]:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if limit := self.config.optimizer.gradient_clip:
@@ -141,10 +143,11 @@ class PlainEngine(Engine):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # The fused optimizer reads this on the device, and leaves weights and moments alone where it is 1.
-        self.optimizer.found_inf = norm.isfinite().logical_not().float()
+        left_out = guard.judge(norm)
+        self.optimizer.found_inf = left_out.float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm, left_out
 
     def full_gradient(self, name: str) -> torch.Tensor:
         gradient = self.parameters[name].grad
@@ -253,12 +256,13 @@ class DeepSpeedEngine(Engine):
             self.model.step()  # counts the micro-batch; weights stay
         return sums
 
-    def step(self, learning_rate: float) -> torch.Tensor:
+    def step(self, learning_rate: float, guard: Guard) -> tuple[torch.Tensor, torch.Tensor]:
         self.zero.set_lr(learning_rate)
         self.model.step()
         norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32)
         # DeepSpeed leaves out a step whose gradient is not finite, and gives -1 for its norm.
-        return norm if self.model.was_step_applied() and norm >= 0 else torch.full_like(norm, math.inf)
+        norm = norm if self.model.was_step_applied() and norm >= 0 else torch.full_like(norm, math.inf)
+        return norm, norm.isfinite().logical_not()
 
     def full_gradient(self, name: str) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_grad
@@ -362,6 +366,10 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as a DeepSpeed configuration: {error}") from None
+    if config.guard.spike is not None:
+        raise UsageError(
+            "guard.spike needs the gradient's norm before the step, which DeepSpeed does not give: leave it out, or train.engine=plain."
+        )
     stage = values.get("zero_optimization", {}).get("stage") if isinstance(values, dict) else None
     if stage not in (1, 2, 3):
         raise UsageError(

@@ -26,6 +26,7 @@ from dnascale.train.batching import Batching, divide_batch, to_device
 from dnascale.train.distributed import choose_device, connect, from_main, together
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, write_run_files
+from dnascale.train.guard import Guard, TakenStep
 from dnascale.train.interruption import Interruption
 from dnascale.train.length import settle_steps
 from dnascale.train.memory import attempt_step, explain_shortage, find_micro_batch, is_out_of_memory
@@ -68,6 +69,7 @@ class Job:
     screen: Screen
     resumed: bool
     speed: Speed
+    guard: Guard
     flops_per_token: float = 0.0  # of this stage
 
 
@@ -149,7 +151,7 @@ def _assemble(config: Config) -> Job:
     speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
     job = Job(
         config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
-        resumed, speed,
+        resumed, speed, Guard(config.guard, accelerator.device, state),
     )  # fmt: skip
     _enter(job, stage)
     return job
@@ -242,7 +244,7 @@ def _open_stream(
 
 def open_meter(job: Job) -> Meter:
     by_base = job.corpus.vocabulary.one_base_a_token
-    return Meter(job.accelerator, job.speed, by_base, repeats=job.corpus.soft_mask_bit)
+    return Meter(job.accelerator, job.speed, job.guard, by_base, repeats=job.corpus.soft_mask_bit)
 
 
 def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]:
@@ -266,10 +268,14 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
             save = last or stopped_by is not None or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if save or state.step % config.log.every == 0:
-                line = meter.line(state, job.order.epoch_windows)
-                recorder.write("train", **line)
+                line, skips = meter.line(state, job.order.epoch_windows)
+                for skip in skips:
+                    recorder.write("skip", **skip)
+                    job.screen.skip(skip)
+                if line is not None:
+                    recorder.write("train", **line)
+                    job.screen.step(state, line, valid_loss)
                 gc.collect(1)
-                job.screen.step(state, line, valid_loss)
             with meter.paused():
                 if job.valid is not None and (last or state.step % config.evaluation.every == 0):
                     valid_loss = _validate(job)
@@ -301,11 +307,13 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
         _require_distinct(job.accelerator, meter.digest)
         check.finish()
     fault("step.update", step)
-    meter.stepped(job.engine.step(rate), rate, job.stage.global_batch_tokens, job.flops_per_token)
-    state = job.state
+    state, tokens = job.state, job.stage.global_batch_tokens
+    windows = tokens // job.config.model.context
+    taken = TakenStep(step, state.position, windows, rate)
+    meter.stepped(taken, *job.engine.step(rate, job.guard), tokens, job.flops_per_token)
     state.step += 1
-    state.tokens += job.stage.global_batch_tokens
-    state.position += job.stage.global_batch_tokens // job.config.model.context
+    state.tokens += tokens
+    state.position += windows
 
 
 def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:

@@ -1,7 +1,6 @@
 """What a run is measured by, gathered without waiting for the device: it is read when a line of metrics is due."""
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dnascale.data.order import Windows
-from dnascale.errors import NumericsError
 from dnascale.model.loss_groups import GROUPS
+from dnascale.train.guard import Guard, TakenStep
 from dnascale.train.memory import peak_bytes
 from dnascale.train.state import TrainState
 
@@ -52,10 +51,11 @@ def measure_speed(accelerator: "Accelerator", precision: str, bases_per_token: f
 class Meter:
     """What has happened since the last line of metrics.jsonl: loss sums on the device, windows, waiting."""
 
-    def __init__(self, accelerator: "Accelerator", speed: Speed, by_base: bool, repeats: bool) -> None:
+    def __init__(self, accelerator: "Accelerator", speed: Speed, guard: Guard, by_base: bool, repeats: bool) -> None:
         """`by_base`: a token is a base, so each base has a loss. `repeats`: the shards say which bases are soft-masked."""
         self._accelerator = accelerator
         self._speed = speed
+        self._guard = guard
         self._shown = {group for group in GROUPS if by_base or len(group) > 1} - (
             set() if repeats else {"repeats", "outside_repeats"}
         )
@@ -67,7 +67,8 @@ class Meter:
     def _reset(self) -> None:
         self._sums.zero_()
         self._norms: list[torch.Tensor] = []  # gradient norm of each step, on the device
-        self._rates: list[float] = []  # learning rate of each step
+        self._left_out: list[torch.Tensor] = []  # whether the step was left out, on the device
+        self._steps: list[TakenStep] = []
         self._tokens = 0
         self._flops = 0.0
         self.digest = 0
@@ -76,12 +77,15 @@ class Meter:
 
     def add(self, windows: Windows, sums: torch.Tensor) -> None:
         self.digest += windows.digest()
-        self._sums += sums
+        self._sums += torch.where(sums[0].isfinite(), sums, 0.0)  # of the rest there is a mean
 
-    def stepped(self, gradient_norm: torch.Tensor, learning_rate: float, tokens: int, flops_per_token: float) -> None:
-        """An optimizer step over `tokens` was taken; its gradient norm is read when the line is made."""
+    def stepped(
+        self, taken: TakenStep, gradient_norm: torch.Tensor, left_out: torch.Tensor, tokens: int, flops_per_token: float
+    ) -> None:
+        """An optimizer step over `tokens` was taken; what the device knows of it is read when the line is made."""
+        self._steps.append(taken)
         self._norms.append(gradient_norm)
-        self._rates.append(learning_rate)
+        self._left_out.append(left_out)
         self._tokens += tokens
         self._flops += tokens * flops_per_token
 
@@ -99,19 +103,15 @@ class Meter:
         yield
         self._started += time.monotonic() - begin
 
-    def line(self, state: TrainState, epoch_windows: int) -> dict[str, Any]:
-        """The line to write, summed over ranks; begins anew. Collective.
+    def line(self, state: TrainState, epoch_windows: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """The line to write, summed over ranks, and a record of each step that was left out; begins anew. Collective.
 
-        Raises NumericsError when a gradient (whose step was then left out) or the loss was not finite.
+        There is no line when no loss was finite. Raises NumericsError when the guard's patience is at an end.
         """
         accelerator, device = self._accelerator, self._accelerator.device
-        norms, steps = torch.stack(self._norms).tolist(), len(self._norms)
-        for step, (norm, rate) in enumerate(zip(norms, self._rates, strict=True), start=state.step - steps + 1):
-            if not math.isfinite(norm):
-                raise NumericsError(
-                    f"step {step} (learning rate {rate:.2e}): the gradient norm is {norm}. The last checkpoint is "
-                    "untouched. A lower optimizer.learning_rate usually helps."
-                )
+        norms, left_out = torch.stack([torch.stack(self._norms), torch.stack(self._left_out).float()]).tolist()
+        steps = len(norms)
+        skips = self._guard.account(self._steps, norms, [bool(one) for one in left_out], state)
         sums = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
         digest = accelerator.reduce(torch.tensor([self.digest], device=device), reduction="sum")
         elapsed = time.monotonic() - self._started
@@ -119,8 +119,10 @@ class Meter:
         of_ranks = accelerator.gather(torch.tensor([own], dtype=torch.float32, device=device)).T.tolist()
         state.seconds += elapsed
         loss, masked_loss, nats_per_base = (_mean(sums, first) for first in (0, 2, 4))
-        if loss is None or not math.isfinite(loss):
-            raise NumericsError(f"step {state.step}: the loss is {loss}. The last checkpoint is untouched.")
+        if loss is None:
+            self._reset()
+            return None, skips
+        kept = [norm for norm, out in zip(norms, left_out, strict=True) if not out]
         rate = self._tokens / elapsed
         line = {
             "step": state.step,
@@ -131,8 +133,9 @@ class Meter:
             "masked_loss": masked_loss or 0.0,
             "nats_per_base": nats_per_base or 0.0,
             **self._losses(sums),
-            "learning_rate": self._rates[-1],
-            "gradient_norm": norms[-1],
+            "learning_rate": self._steps[-1].learning_rate,
+            "gradient_norm": kept[-1] if kept else None,
+            "skipped": len(skips),
             "windows_digest": int(digest),
             "tokens_per_second": rate,
             "bases_per_second": rate * self._speed.bases_per_token,
@@ -146,7 +149,7 @@ class Meter:
             "seconds": state.seconds,
         }
         self._reset()
-        return line
+        return line, skips
 
     def _losses(self, sums: list[float]) -> dict[str, float]:
         """The loss of each group that has members."""

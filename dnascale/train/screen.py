@@ -137,6 +137,13 @@ class Screen:
             self._printed = state.step * _LINES // state.total_steps
             self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  {numbers}")
 
+    def skip(self, skip: dict[str, Any]) -> None:
+        norm = "" if skip["gradient_norm"] is None else f" to {skip['gradient_norm']:.3g}"
+        last = skip["position"] + skip["windows"] - 1
+        self.warn(
+            f"step {skip['step']:,} left out: {skip['reason']}{norm} (windows {skip['position']:,} to {last:,} of the order)."
+        )
+
     def stage(self, state: TrainState, stage: "Stage") -> None:
         self.note(
             f"step {state.step:>6,}/{state.total_steps:,}  from here on {stage.global_batch_tokens:,} tokens a step, windows of "

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dnascale.config import ModelConfig
+from dnascale.config import GuardConfig, ModelConfig
 from dnascale.data.masking import Masking
 from dnascale.data.order import Windows
-from dnascale.errors import NumericsError
 from dnascale.model.loss_groups import GROUPS
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.train import meter
+from dnascale.train.guard import Guard, TakenStep
 from dnascale.train.meter import Meter, Speed
 from dnascale.train.state import TrainState
 from dnascale.vocab import CHARACTER
@@ -74,20 +74,34 @@ def of_loss(value: float) -> torch.Tensor:
     return sums
 
 
+GUARD = Guard(GuardConfig(), torch.device("cpu"), TrainState(9))
+
+
+def stepped(one: Meter, norm: float = 1.0, tokens: int = 10, flops: float = 1.0, left_out: bool = False) -> None:
+    one.stepped(TakenStep(7, 60, 10, 0.1), torch.tensor(norm), torch.tensor(left_out), tokens, flops)
+
+
+def line_of(one: Meter, state: TrainState, epoch_windows: int) -> dict[str, Any]:
+    line, skips = one.line(state, epoch_windows)
+    assert line is not None
+    assert not skips
+    return line
+
+
 def test_a_line_has_rates_by_their_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(meter, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    one = Meter(accelerator(), Speed(peak=1e6, matmul=5e5, bases_per_token=0.5), by_base=True, repeats=False)
+    one = Meter(accelerator(), Speed(peak=1e6, matmul=5e5, bases_per_token=0.5), GUARD, by_base=True, repeats=False)
     for tokens, flops in ((1000, 30.0), (3000, 50.0)):
         with one.waiting():
             now[0] += 0.25
         now[0] += 0.75
         one.add(Windows.empty(0), of_loss(1.25))
-        one.stepped(torch.tensor(0.5), 0.01, tokens, flops)
+        stepped(one, 0.5, tokens, flops)
     with one.paused():
         now[0] += 1000
     state = TrainState(10, step=2, tokens=4000, position=40)
-    line = one.line(state, epoch_windows=20)
+    line = line_of(one, state, 20)
     assert line["loss"] == line["masked_loss"] == line["nats_per_base"] == 1.25
     assert line["epoch"] == 2.0
     assert line["tokens_per_second"] == 2000.0
@@ -103,32 +117,42 @@ def test_a_line_has_rates_by_their_formulas(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    one = Meter(accelerator(), Speed(None, 1.0, 1.0), by_base=False, repeats=True)
+    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, by_base=False, repeats=True)
     one.add(Windows.empty(0), of_loss(1.0))
-    one.stepped(torch.tensor(1.0), 0.1, 10, 1.0)
-    line = one.line(TrainState(1, step=1), 1)
+    stepped(one)
+    line = line_of(one, TrainState(1, step=1), 1)
     assert not {"mfu", "loss_a"} & line.keys()
 
 
-@pytest.mark.parametrize(("norm", "loss", "sentence"), [
-    (math.inf, 1.0, "step 7 (learning rate 1.00e-01): the gradient norm is inf"),
-    (1.0, math.nan, "step 7: the loss is nan"),
-])  # fmt: skip
-def test_what_is_not_finite_stops_the_run(norm: float, loss: float, sentence: str) -> None:
-    one = Meter(accelerator(), Speed(None, 1.0, 1.0), by_base=True, repeats=True)
-    one.add(Windows.empty(0), of_loss(loss))
-    one.stepped(torch.tensor(norm), 0.1, 10, 1.0)
-    with pytest.raises(NumericsError) as error:
-        one.line(TrainState(9, step=7), 1)
-    assert sentence in str(error.value)
+def test_a_step_that_is_left_out_is_no_part_of_the_means() -> None:
+    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, by_base=True, repeats=True)
+    one.add(Windows.empty(0), of_loss(2.0))
+    stepped(one, 3.0)
+    one.add(Windows.empty(0), of_loss(math.nan))
+    stepped(one, math.nan, left_out=True)
+    state = TrainState(9, step=2)
+    line, skips = one.line(state, 1)
+    assert line is not None
+    assert (line["loss"], line["gradient_norm"], line["skipped"]) == (2.0, 3.0, 1)
+    assert [skip["gradient_norm"] for skip in skips] == [None]
+    assert (state.skipped, state.skipped_in_row) == (1, 1)
+
+
+def test_there_is_no_line_when_every_step_was_left_out() -> None:
+    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, by_base=True, repeats=True)
+    one.add(Windows.empty(0), of_loss(math.nan))
+    stepped(one, math.nan, left_out=True)
+    line, skips = one.line(TrainState(9, step=1), 1)
+    assert line is None
+    assert len(skips) == 1
 
 
 def test_every_key_is_in_the_reference() -> None:
-    one = Meter(accelerator(), Speed(1.0, 1.0, 1.0), by_base=True, repeats=True)
+    one = Meter(accelerator(), Speed(1.0, 1.0, 1.0), GUARD, by_base=True, repeats=True)
     sums = torch.ones(6 + 2 * len(GROUPS))
     one.add(Windows.empty(0), sums)
-    one.stepped(torch.tensor(1.0), 0.1, 10, 1.0)
+    stepped(one)
     page = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     documented = {word.strip(" `") for row in rows for word in row.split(",")}
-    assert set(one.line(TrainState(1, step=1), 1)) == documented
+    assert set(line_of(one, TrainState(1, step=1), 1)) == documented

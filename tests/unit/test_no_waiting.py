@@ -15,8 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dnascale.config import GuardConfig
 from dnascale.train.engines import PlainEngine
+from dnascale.train.guard import WINDOW, Guard
 from dnascale.train.optim import build_optimizer
+from dnascale.train.state import TrainState
 
 
 class Waits(TorchDispatchMode):
@@ -54,9 +57,11 @@ def test_the_update_of_every_optimizer_waits_for_nothing(name: str) -> None:
         engine.optimizer = build_optimizer(model, config(name))
         for p in model.parameters():
             p.grad = torch.empty_like(p)
+        guard = Guard(GuardConfig(spike=6.0), torch.device("cpu"), TrainState(9))
+        guard._recent = torch.empty(WINDOW, device="cuda")
         with Waits() as waits:
-            norm = engine.step(0.1)
-    assert norm.device.type == "cuda"
+            norm, left_out = engine.step(0.1, guard)
+    assert norm.device.type == left_out.device.type == "cuda"
     assert not waits.found
 
 
