@@ -230,6 +230,10 @@ class GuardConfig(_Section):
 class CheckpointConfig(_Section):
     every: PositiveInt = Field(500, description="optimizer steps between checkpoints")
     keep: PositiveInt = Field(3, description="newest checkpoints that stay")
+    keep_best: int = Field(
+        1, ge=0, description="checkpoints that stay for their held-out loss, of those evaluated at their step"
+    )
+    keep_every: PositiveInt | None = Field(None, description="checkpoints of multiples of so many steps stay")
 
 
 class EvaluationConfig(_Section):

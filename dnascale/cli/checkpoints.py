@@ -1,7 +1,7 @@
 """`dnascale ckpt`: the checkpoints of a run."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,13 +15,15 @@ def ls(run: RunFolder, as_json: Json = False) -> None:
     """The checkpoints of a run."""
     from dnascale.errors import CheckpointError
     from dnascale.train.checkpoint import Checkpoint, committed
+    from dnascale.train.retention import is_pinned
 
     rows = []
     for path in committed(run / "checkpoints"):
         row: dict[str, Any] = {"checkpoint": path.name}
         try:
             saved = Checkpoint(path)
-            row |= {"step": saved.state.step, "tokens": saved.state.tokens, "engine": saved.manifest["engine"],
+            row |= {"step": saved.state.step, "tokens": saved.state.tokens, "valid_loss": saved.state.valid_loss,
+                    "pinned": is_pinned(path), "engine": saved.manifest["engine"],
                     "world_size": saved.manifest["world_size"],
                     "bytes": sum(file["bytes"] for file in saved.manifest["files"])}  # fmt: skip
         except CheckpointError as error:
@@ -32,14 +34,29 @@ def ls(run: RunFolder, as_json: Json = False) -> None:
         return
     if not rows:
         raise CheckpointError(f"{run} has no checkpoints.")
-    shown = new_table("checkpoint", "step", "tokens", "engine", "world size", "bytes")
+    shown = new_table("checkpoint", "step", "tokens", "valid loss", "engine", "world size", "bytes", "")
     for row in rows:
         if "error" in row:
             shown.add_row(row["checkpoint"], row["error"])
         else:
-            shown.add_row(row["checkpoint"], f"{row['step']:,}", f"{row['tokens']:,}", row["engine"],
-                          str(row["world_size"]), f"{row['bytes']:,}")  # fmt: skip
+            shown.add_row(row["checkpoint"], f"{row['step']:,}", f"{row['tokens']:,}",
+                          "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}", row["engine"],
+                          str(row["world_size"]), f"{row['bytes']:,}", "pinned" if row["pinned"] else "")  # fmt: skip
     new_console().print(shown)
+
+
+@app.command("pin")
+def pin(
+    run: RunFolder,
+    step: Annotated[int, typer.Argument(metavar="STEP", help="Of the checkpoint.")],
+    off: Annotated[bool, typer.Option("--off", help="Take the pin off.")] = False,
+) -> None:
+    """Keep a checkpoint, whatever checkpoint.keep says."""
+    from dnascale.train import retention
+
+    checkpoint = run / "checkpoints" / f"step-{step:08d}"
+    retention.pin(checkpoint, not off)
+    print(f"{checkpoint}: {'may be removed' if off else 'stays'}")
 
 
 @app.command("verify")

@@ -8,7 +8,6 @@ Each rank writes, syncs and hashes its file in a temporary folder; when all have
 and renames the folder, which is the commit. Loading verifies every digest first, and the newest valid checkpoint wins.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -45,8 +44,8 @@ class Identity:
     data: str  # fingerprint of the data set
 
 
-def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, keep: int) -> Path:
-    """Commits a checkpoint of `state` under `folder` and prunes old ones. Collective.
+def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity) -> Path:
+    """Commits a checkpoint of `state` under `folder`. Collective.
 
     Raises SpaceError or CheckpointError on every rank if any rank failed; older checkpoints are untouched then.
     """
@@ -84,9 +83,6 @@ def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity, 
     files = [file for file, _ in gathered]
     fragments = [fragment for _, part in gathered for fragment in part]
     from_main(accelerator, lambda: _plainly(commit, work))
-    if accelerator.is_main_process:
-        fault("ckpt.prune", state.step)
-        _prune(folder, final, keep)
     return final
 
 
@@ -149,6 +145,14 @@ def _manifest(
     return body | {"sha256": json_digest(body)}
 
 
+class Damaged(CheckpointError):
+    """A checkpoint that is not as it was written."""
+
+    def __init__(self, folder: Path, sentence: str) -> None:
+        super().__init__(sentence)
+        self.folder = folder
+
+
 class Checkpoint:
     """A committed checkpoint: its manifest, and its tensors by parameter and range."""
 
@@ -165,7 +169,7 @@ class Checkpoint:
                 )
             body = {k: v for k, v in self.manifest.items() if k != "sha256"}
             if json_digest(body) != self.manifest["sha256"]:
-                raise CheckpointError(f"{path} is damaged: it does not match its own digest.")
+                raise Damaged(folder, f"{path} is damaged: it does not match its own digest.")
             self.state = TrainState(**self.manifest["state"])
             self.identity = Identity(**self.manifest["identity"])
             #: Name of the optimizer whose state is in it. Version 1 knew one.
@@ -173,7 +177,7 @@ class Checkpoint:
         except FileNotFoundError:
             raise CheckpointError(f"{folder} is no checkpoint: it has no MANIFEST.json.") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+            raise Damaged(folder, f"{path} is damaged ({type(error).__name__}: {error}).") from None
         self._parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for fragment in self.manifest["fragments"]:
             self._parts.setdefault((fragment["kind"], fragment["parameter"]), []).append(fragment)
@@ -183,12 +187,12 @@ class Checkpoint:
         for file in self.manifest["files"]:
             path = self.folder / file["name"]
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing.")
+                raise Damaged(self.folder, f"{path} is missing.")
             if (size := path.stat().st_size) != file["bytes"]:
-                raise CheckpointError(f"{path} has {size:,} bytes, its manifest says {file['bytes']:,}.")
+                raise Damaged(self.folder, f"{path} has {size:,} bytes, its manifest says {file['bytes']:,}.")
             with path.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                    raise CheckpointError(f"{path} does not match its SHA-256: it is damaged.")
+                    raise Damaged(self.folder, f"{path} does not match its SHA-256: it is damaged.")
 
     def require(self, identity: Identity, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises CheckpointError that says in what the checkpoint differs from the run that wants to load it."""
@@ -281,41 +285,48 @@ def committed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that passes verification, and a sentence for each newer one that did not."""
-    rejected: list[str] = []
+def step_of(path: Path) -> int:
+    """Of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The newest checkpoint that passes verification, and for each newer one why it did not."""
+    rejected: list[CheckpointError] = []
     for path in reversed(committed(folder)):
         try:
             checkpoint = Checkpoint(path)
+            if checkpoint.state.step != step_of(path):
+                raise Damaged(path, f"{path} holds step {checkpoint.state.step}: somebody renamed it.")
             checkpoint.verify()
             return checkpoint, rejected
         except CheckpointError as error:
-            rejected.append(str(error))
+            rejected.append(error)
     return None, rejected
+
+
+def set_aside(damaged: list[CheckpointError]) -> list[str]:
+    """Renames the folders of damaged checkpoints, so that they are in nobody's way and can be looked at; a sentence for each."""
+    sentences = []
+    for error in damaged:
+        aside = None
+        if isinstance(error, Damaged):
+            aside = error.folder.with_name(f"damaged-{error.folder.name}")
+            try:
+                error.folder.rename(aside)
+            except OSError:  # not ours, or there is one already
+                aside = None
+        sentences.append(f"{error} {f'It is now {aside.name}. ' if aside else ''}The one before is used.")
+    return sentences
 
 
 def require_newest(run: Path) -> Checkpoint:
     """The newest valid checkpoint of a run folder. Raises CheckpointError when there is none."""
     checkpoint, rejected = newest_valid(run / "checkpoints")
     if checkpoint is None:
-        detail = " ".join(rejected) or f"{run / 'checkpoints'} holds none."
+        detail = " ".join(map(str, rejected)) or f"{run / 'checkpoints'} holds none."
         raise CheckpointError(f"{run} has no valid checkpoint. {detail}")
     return checkpoint
-
-
-def _prune(folder: Path, newest: Path, keep: int) -> None:
-    """Removes all but the last `keep` up to `newest`, and what interrupted saves left. Called only after a commit.
-
-    Folders of later steps were not written by this run, or were found damaged when it began: they do not count, and stay.
-    What cannot be removed now is removed next time.
-    """
-    leftovers = [path for path in folder.iterdir() if path.name.startswith((".step-", ".trash-"))]
-    old = [path for path in committed(folder) if path.name <= newest.name][:-keep]
-    for path in [*leftovers, *old]:
-        with contextlib.suppress(OSError):
-            # Renamed first, so that a half-removed checkpoint is never taken for one.
-            trash = path if path.name.startswith(".") else path.rename(folder / f".trash-{path.name}-{os.getpid()}")
-            shutil.rmtree(trash, ignore_errors=True)
 
 
 def _plainly(action: Callable[[], T], where: Path) -> T:

@@ -34,6 +34,7 @@ from dnascale.train.meter import Meter, Speed, measure_speed
 from dnascale.train.metrics import MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
+from dnascale.train.retention import prune
 from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
@@ -205,7 +206,7 @@ def _restore(
     assert total is not None
     saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
     for sentence in rejected:
-        screen.warn(f"{sentence} The one before is used.")
+        screen.warn(sentence)
     if saved is None:
         return TrainState(total_steps=total), False
     together(accelerator, lambda: saved.require(identity, engine.shapes))
@@ -278,14 +279,15 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                 gc.collect(1)
             with meter.paused():
                 if job.valid is not None and (last or state.step % config.evaluation.every == 0):
-                    valid_loss = _validate(job)
+                    state.valid_loss = valid_loss = _validate(job)
                     recorder.write("valid", step=state.step, valid_loss=valid_loss)
                     job.screen.valid(state, valid_loss)
                 if save:
-                    path = checkpoint.save(
-                        job.run / "checkpoints", job.engine, state, job.identity, config.checkpoint.keep
-                    )
+                    path = checkpoint.save(job.run / "checkpoints", job.engine, state, job.identity)
                     job.screen.note(f"committed {path}")
+                    if job.accelerator.is_main_process:
+                        fault("ckpt.prune", state.step)
+                        prune(path.parent, path, config.checkpoint)
         if stopped_by is not None:
             recorder.write("stop", step=state.step, reason=stopped_by)
             interruption.done()
@@ -312,6 +314,7 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
     taken = TakenStep(step, state.position, windows, rate)
     meter.stepped(taken, *job.engine.step(rate, job.guard), tokens, job.flops_per_token)
     state.step += 1
+    state.valid_loss = None
     state.tokens += tokens
     state.position += windows
 
@@ -352,7 +355,7 @@ def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]
         raise CheckpointError(
             f"{rejected[0]} No valid checkpoint is left in {run / 'checkpoints'}: remove that folder to start again."
         )
-    return saved, rejected
+    return saved, checkpoint.set_aside(rejected)
 
 
 def _open_recorder(job: Job) -> Recorder:

@@ -16,6 +16,7 @@ class TrainState:
     skipped: int = 0  # steps since then whose update was left out
     skipped_in_row: int = 0  # of these, the last ones without a good step between
     norms: list[float] = field(default_factory=list)  # gradient norms that the next ones are compared with
+    valid_loss: float | None = None  # held-out nats per base at this very step, if it was evaluated
     seconds: float = 0.0  # wall time spent in training steps, over all restarts
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def main(source: str, target: str, engine_name: str, data: str) -> None:
     engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     saved = checkpoint.require_newest(Path(source))
     checkpoint.load(saved, engine, saved.state)
-    checkpoint.save(Path(target), engine, saved.state, saved.identity, keep=1)
+    checkpoint.save(Path(target), engine, saved.state, saved.identity)
     if engine_name == "zero3":
         return
     # The weights that the next forward will use are the rounded fp32 ones.

@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(
     words = train_words(run, human_cds, "train.steps=6", "checkpoint.every=1", "checkpoint.keep=1")
     outcome = dnascale(*words)
     assert outcome.code == 0, outcome.output
-    assert {path.name for path in folder.iterdir()} == {"step-00000006", "step-00000099"}
+    assert {path.name for path in folder.iterdir()} == {"step-00000006", "step-00000099", "damaged-step-00000006"}
     Checkpoint(folder / "step-00000006").verify()
 
 
