@@ -4,15 +4,16 @@
 # make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
 # make docs   the documentation as a site, in build/site
+# make lock   requirements.lock: every package of an installation, with hashes
 # make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test slow faults cluster cluster-packages docs gpu check format clean
+.PHONY: help demo test slow faults cluster cluster-packages docs lock gpu check format clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 # A venv holds absolute paths: a moved or copied folder gets a new one.
 ifneq ($(shell test "$$(cat .venv/folder 2>/dev/null)" = "$$PWD" && echo here),here)
@@ -53,6 +54,13 @@ cluster-packages:
 
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Of PyPI alone, whatever this machine's pip is set to.
+lock: .venv/dev
+	mkdir -p build
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
+	  --no-emit-index-url --no-emit-find-links --constraint constraints.txt --extra deepspeed --extra wandb --extra cloud --output-file build/lock pyproject.toml
+	{ sed '/^#/!d' requirements.lock | head -n 2; cat build/lock; } > build/lock.new && mv build/lock.new requirements.lock
 
 gpu: .venv/dev
 	$(BIN)/python -m pytest -m gpu

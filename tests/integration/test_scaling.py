@@ -38,3 +38,10 @@ def test_one_process_and_two_are_compared(human_cds: Dataset, tmp_path: Path, en
     assert row["efficiency"] == pytest.approx(row["two"] / row["one"] / 2)
     assert 0 < row["predicted"] < 1
     assert f"| {engine} | " in done.stdout
+
+
+def test_the_page_shows_what_the_model_says() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "--predict"], capture_output=True, text=True)
+    table = done.stdout[done.stdout.index("| model") :].strip()
+    page = SCRIPT.parents[1] / "docs" / "explanation" / "communication.md"
+    assert table in page.read_text()

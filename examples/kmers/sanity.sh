@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The steps of this example on sequences of the repository, with a tiny model: sanity.sh FOLDER
+set -euo pipefail
+[ $# = 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")"
+source ../tiny.sh
+
+dnascale prepare builtin:human-cds --out "$out/letters"
+dnascale prepare builtin:human-cds --tokenizer kmer:4 --out "$out/kmers"
+dnascale tokenizer train "$out/letters" --vocab-size 300 --max-bases 200000 --out "$out/tok"
+dnascale prepare builtin:human-cds --tokenizer "$out/tok" --out "$out/learned"
+for data in letters kmers learned; do
+  dnascale train train.yaml data.path="$out/$data" run.dir="$out/runs/$data" "${tiny[@]}"
+done
