@@ -229,6 +229,9 @@ class GuardConfig(_Section):
 
 class CheckpointConfig(_Section):
     every: PositiveInt = Field(500, description="optimizer steps between checkpoints")
+    asynchronous: bool = Field(
+        False, description="write in the background while training goes on, from a copy in host memory"
+    )
     keep: PositiveInt = Field(3, description="newest checkpoints that stay")
     keep_best: int = Field(
         1, ge=0, description="checkpoints that stay for their held-out loss, of those evaluated at their step"

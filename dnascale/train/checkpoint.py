@@ -4,24 +4,19 @@
         MANIFEST.json                       what is in it; written last
         rank-00000-of-00002.safetensors     fragments of fp32 weights and optimizer state, keyed `kind/parameter@start`
 
-Each rank writes, syncs and hashes its file in a temporary folder; when all have succeeded, rank 0 writes the manifest
-and renames the folder, which is the commit. Loading verifies every digest first, and the newest valid checkpoint wins.
+Here is what they hold and how they are read; saving.py writes them. Loading verifies every digest first, and the newest valid
+checkpoint wins.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from dnascale import __version__
-from dnascale.errors import CheckpointError, NumericsError, SpaceError
-from dnascale.faults import fault
-from dnascale.files import json_digest, no_space, sync
+from dnascale.errors import CheckpointError
+from dnascale.files import json_digest
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -29,7 +24,6 @@ if TYPE_CHECKING:
 
     from dnascale.train.engines import Engine
 
-T = TypeVar("T")
 FORMAT = "dnascale-checkpoint"
 VERSION = 3
 _NAME = re.compile(r"step-(\d{8})")
@@ -42,107 +36,6 @@ class Identity:
     model: dict[str, Any]  # the Hugging Face configuration that decides the function
     vocabulary: str
     data: str  # fingerprint of the data set
-
-
-def save(folder: Path, engine: "Engine", state: TrainState, identity: Identity) -> Path:
-    """Commits a checkpoint of `state` under `folder`. Collective.
-
-    Raises SpaceError or CheckpointError on every rank if any rank failed; older checkpoints are untouched then.
-    """
-    from accelerate.utils import gather_object
-
-    from dnascale.train.distributed import from_main, together
-
-    accelerator = engine.accelerator
-    final = folder / f"step-{state.step:08d}"
-    work = folder / f".{final.name}.partial"
-
-    def begin() -> None:
-        fault("ckpt.reserve", state.step)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-
-    def commit() -> None:
-        fault("ckpt.manifest", state.step)
-        manifest = _manifest(engine, state, identity, files, fragments)
-        with (work / "MANIFEST.json").open("x") as out:
-            out.write(json.dumps(manifest, indent=1) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        sync(work)
-        fault("ckpt.rename", state.step)
-        if final.exists():  # a damaged one of the same step, which this run did not load
-            final.rename(folder / f".{final.name}.replaced-{os.getpid()}")
-        work.rename(final)
-        fault("ckpt.sync", state.step)
-        sync(folder)
-
-    from_main(accelerator, lambda: _plainly(begin, work))
-    written = together(accelerator, lambda: _plainly(lambda: _write_rank(work, engine, state.step), work))
-    gathered = gather_object([written])
-    files = [file for file, _ in gathered]
-    fragments = [fragment for _, part in gathered for fragment in part]
-    from_main(accelerator, lambda: _plainly(commit, work))
-    return final
-
-
-def _write_rank(work: Path, engine: "Engine", step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """This rank's file and its entries for the manifest."""
-    import torch
-    from safetensors.torch import save_file
-
-    accelerator = engine.accelerator
-    name = f"rank-{accelerator.process_index:05d}-of-{accelerator.num_processes:05d}.safetensors"
-    tensors: dict[str, torch.Tensor] = {}
-    entries = []
-    for fragment in engine.owned():
-        key = f"{fragment.kind}/{fragment.parameter}@{fragment.start}"
-        value = engine.get(fragment).detach().to("cpu", torch.float32).contiguous().clone()
-        if not torch.isfinite(value).all():
-            raise NumericsError(
-                f"{fragment.kind} of {fragment.parameter} is not finite: such a checkpoint is not written."
-            )
-        tensors[key] = value
-        entries.append({"file": name, "key": key, **asdict(fragment)})
-    path = work / name
-    fault("ckpt.write", step)
-    save_file(tensors, path)
-    with path.open("rb") as file:
-        fault("ckpt.fsync", step)
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": name, "bytes": path.stat().st_size, "sha256": digest}, entries
-
-
-def _manifest(
-    engine: "Engine",
-    state: TrainState,
-    identity: Identity,
-    files: list[dict[str, Any]],
-    fragments: list[dict[str, Any]],
-) -> dict[str, Any]:
-    body = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created_by": f"dnascale {__version__}",
-        "state": state.to_dict(),
-        "engine": engine.name,
-        "optimizer": engine.config.optimizer.name,
-        "world_size": engine.accelerator.num_processes,
-        "identity": asdict(identity),
-        "parameters": [
-            {
-                "name": name,
-                "shape": list(shape),
-                "dtype": "float32",
-                "kinds": {k: list(s) for k, s in engine.kinds[name].items()},
-            }
-            for name, shape in engine.shapes.items()
-        ],
-        "fragments": fragments,
-        "files": files,
-    }
-    return body | {"sha256": json_digest(body)}
 
 
 class Damaged(CheckpointError):
@@ -327,19 +220,3 @@ def require_newest(run: Path) -> Checkpoint:
         detail = " ".join(map(str, rejected)) or f"{run / 'checkpoints'} holds none."
         raise CheckpointError(f"{run} has no valid checkpoint. {detail}")
     return checkpoint
-
-
-def _plainly(action: Callable[[], T], where: Path) -> T:
-    """Runs `action`; turns a full disk or an unwritable folder into a sentence."""
-    try:
-        return action()
-    except Exception as error:
-        if no_space(error):
-            free = shutil.disk_usage(where.parents[1]).free
-            raise SpaceError(
-                f"no space left for the checkpoint {where.parent}: {free:,} bytes are free. Older checkpoints are "
-                "untouched; free space and run the same command to continue."
-            ) from error
-        if isinstance(error, OSError):
-            raise CheckpointError(f"the checkpoint {where} cannot be written: {error.strerror or error}.") from error
-        raise

@@ -35,6 +35,7 @@ from dnascale.train.metrics import MetricsFile, Recorder, Wandb
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
 from dnascale.train.retention import prune
+from dnascale.train.saving import Saving
 from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
@@ -72,6 +73,7 @@ class Job:
     speed: Speed
     guard: Guard
     flops_per_token: float = 0.0  # of this stage
+    saving: Saving | None = None  # a checkpoint on its way
 
 
 def train(config: Config) -> Path:
@@ -268,7 +270,7 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
             stopped_by = None if last else interruption.asked()
             save = last or stopped_by is not None or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
-            if save or state.step % config.log.every == 0:
+            if line_due := save or state.step % config.log.every == 0:
                 line, skips = meter.line(state, job.order.epoch_windows)
                 for skip in skips:
                     recorder.write("skip", **skip)
@@ -282,16 +284,28 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                     state.valid_loss = valid_loss = _validate(job)
                     recorder.write("valid", step=state.step, valid_loss=valid_loss)
                     job.screen.valid(state, valid_loss)
+                if job.saving is not None and (save or (line_due and job.saving.written())):
+                    _commit(job)
                 if save:
-                    path = checkpoint.save(job.run / "checkpoints", job.engine, state, job.identity)
-                    job.screen.note(f"committed {path}")
-                    if job.accelerator.is_main_process:
-                        fault("ckpt.prune", state.step)
-                        prune(path.parent, path, config.checkpoint)
+                    background = config.checkpoint.asynchronous and not last and stopped_by is None
+                    job.saving = Saving(job.run / "checkpoints", job.engine, state, job.identity, background)
+                    if not background:
+                        _commit(job)
         if stopped_by is not None:
             recorder.write("stop", step=state.step, reason=stopped_by)
             interruption.done()
     return valid_loss, stopped_by
+
+
+def _commit(job: Job) -> None:
+    """Completes the checkpoint that is on its way. Collective."""
+    assert job.saving is not None
+    path = job.saving.commit()
+    job.saving = None
+    job.screen.note(f"committed {path}")
+    if job.accelerator.is_main_process:
+        fault("ckpt.prune", checkpoint.step_of(path))
+        prune(path.parent, path, job.config.checkpoint)
 
 
 def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:

@@ -14,6 +14,7 @@ from dnascale.train.batching import divide_batch
 from dnascale.train.distributed import connect
 from dnascale.train.engines import build_engine, deepspeed_config
 from dnascale.train.optim import build_optimizer
+from dnascale.train.saving import save
 from dnascale.train.schedules import stages
 
 
@@ -32,7 +33,7 @@ def main(source: str, target: str, engine_name: str, data: str) -> None:
     engine = build_engine(accelerator, module, build_optimizer(module, config.optimizer), config, batching.accumulation)
     saved = checkpoint.require_newest(Path(source))
     checkpoint.load(saved, engine, saved.state)
-    checkpoint.save(Path(target), engine, saved.state, saved.identity)
+    save(Path(target), engine, saved.state, saved.identity)
     if engine_name == "zero3":
         return
     # The weights that the next forward will use are the rounded fp32 ones.

@@ -20,9 +20,9 @@ from jobs import train
 from dnascale.config import CheckpointConfig
 from dnascale.data.shards import Dataset
 from dnascale.errors import CheckpointError
-from dnascale.train import checkpoint
 from dnascale.train.checkpoint import Checkpoint, newest_valid
 from dnascale.train.retention import prune
+from dnascale.train.saving import save
 from dnascale.train.state import TrainState
 
 pytestmark = pytest.mark.faults
@@ -221,12 +221,12 @@ def test_after_a_power_cut_at_any_moment_of_a_save_a_whole_checkpoint_is_found(
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: values)
     engine: Any = OneRank(of)
     for step in (2, 4):
-        checkpoint.save(folder, engine, TrainState(9, step), of.identity)
+        save(folder, engine, TrainState(9, step), of.identity)
     prune(folder, folder / "step-00000004", CheckpointConfig(keep=keep))
     shutil.copytree(folder, before)
     with monkeypatch.context() as patch:
         recorder = Recorder(folder, patch)
-        path = checkpoint.save(folder, engine, TrainState(9, 6), of.identity)
+        path = save(folder, engine, TrainState(9, 6), of.identity)
         prune(folder, path, CheckpointConfig(keep=keep))
         operations = recorder.operations
     assert [kind for kind, *_ in operations].count("rename") >= 2  # the commit, and what is pruned
