@@ -10,11 +10,13 @@ import numpy as np
 from dnascale.evaluate.consequence import CONSEQUENCES
 from dnascale.evaluate.variants.alleles import Allele
 
-_COLORS = dict(zip(CONSEQUENCES, ("#2b8cbe", "#f0a202", "#d7301f", "#7b3294", "#5e3c99"), strict=True)) | {
+_COLORS = dict(zip(CONSEQUENCES, ("#2b8cbe", "#f0a202", "#d7301f", "#7b3294", "#1b7837"), strict=True)) | {
     "all": "#555555"
 }
 _DPI = 150
 _MOST_ROWS = 6
+#: Values that make a violin; fewer are drawn one by one.
+_FEWEST = 20
 
 
 def possible() -> bool:
@@ -25,19 +27,35 @@ def possible() -> bool:
 def by_consequence(consequences: Sequence[str] | None, scores: dict[str, np.ndarray], path: Path) -> None:
     """A violin of the scores [n] for each consequence, one panel a scorer."""
     kinds = np.array(consequences) if consequences is not None else np.full(len(next(iter(scores.values()))), "all")
-    here = [kind for kind in (*CONSEQUENCES, "all") if (kinds == kind).sum() > 1]
-    figure, panels = _figure(1, len(scores), 1.3 * len(here) * len(scores) + 1.5, 4)
-    for panel, (name, values) in zip(panels, scores.items(), strict=True):
+    here = [kind for kind in (*CONSEQUENCES, "all") if (kinds == kind).any()]
+    columns = min(2, len(scores))
+    rows = -(-len(scores) // columns)
+    figure, panels = _figure(rows, columns, (1.1 * len(here) + 0.8) * columns, 3.2 * rows)
+    for panel, (name, values) in zip(panels, scores.items(), strict=False):
         groups = [values[(kinds == kind) & np.isfinite(values)] for kind in here]
-        parts = panel.violinplot(groups, showmedians=True, widths=0.85)
-        for body, kind in zip(parts["bodies"], here, strict=True):
-            body.set_facecolor(_COLORS[kind])
-            body.set_alpha(0.6)
-        panel.axhline(0, color="#999999", linewidth=0.8)
+        for place, (kind, group) in enumerate(zip(here, groups, strict=True), start=1):
+            _violin(panel, place, group, _COLORS[kind])
+        panel.axhline(0, color="#999999", linewidth=0.8, zorder=0)
         panel.set_xticks(range(1, len(here) + 1), [f"{k}\n{len(g):,}" for k, g in zip(here, groups, strict=True)])
+        panel.tick_params(axis="x", labelsize=8)
         panel.set_title(name, fontsize=10)
-    panels[0].set_ylabel("log-likelihood ratio (nats)")
+        panel.set_ylabel("log-likelihood ratio (nats)", fontsize=9)
+    for panel in panels[len(scores) :]:
+        panel.set_visible(False)
     _save(figure, path)
+
+
+def _violin(panel: Any, place: int, values: np.ndarray, color: str) -> None:
+    """A violin with its quartiles and median; the values themselves where they are too few for a shape."""
+    if len(values) < _FEWEST:
+        panel.scatter(np.full(len(values), place), values, s=12, color=color, linewidths=0, alpha=0.7)
+    elif len(values):
+        body = panel.violinplot(values, [place], widths=0.85, showextrema=False)["bodies"][0]
+        body.set_facecolor(color)
+        body.set_alpha(0.6)
+        panel.vlines(place, *np.quantile(values, [0.25, 0.75]), color="#333333", linewidth=4)
+    if len(values):
+        panel.hlines(np.median(values), place - 0.2, place + 0.2, color="black", linewidth=1.5)
 
 
 def along_sequences(alleles: Sequence[Allele], llr: np.ndarray, consequences: Sequence[str] | None, path: Path) -> None:
@@ -60,7 +78,14 @@ def along_sequences(alleles: Sequence[Allele], llr: np.ndarray, consequences: Se
         panel.axhline(0, color="#999999", linewidth=0.8)
         panel.set_title(name, fontsize=10)
         panel.set_ylabel("LLR (nats)")
-    panels[0].legend(fontsize=8, markerscale=2, ncols=5, loc="lower right")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        fontsize=8,
+        markerscale=2,
+        ncols=6,
+        loc="outside upper right",
+        frameon=False,
+    )
     panels[-1].set_xlabel("position (from 1)")
     _save(figure, path)
 

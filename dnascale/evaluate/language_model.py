@@ -104,7 +104,7 @@ class LanguageModel:
         return states[:, len(self.before) : len(self.before) + codes.shape[1]].float()
 
     def _ids(self, codes: np.ndarray) -> torch.Tensor:
-        return self.ids[torch.from_numpy(np.ascontiguousarray(codes)).to(self.device).long()]
+        return self.ids[torch.from_numpy(np.array(codes, order="C")).to(self.device).long()]
 
     def _with_ends(self, ids: torch.Tensor) -> torch.Tensor:
         if not (self.before or self.after):

@@ -21,6 +21,8 @@ from dnascale.evaluate.variants.alleles import Allele, codes_of
 BUILTIN = {"builtin:drd2": "DRD2_cds.fasta"}
 #: Flank of the two-sided context model that scores the same changes.
 _FLANK = 4
+#: Order of the Markov chain that scores them.
+_ORDER = 5
 _MAX_FIT_TOKENS = 100_000_000
 MODEL = "model"
 
@@ -63,8 +65,8 @@ class Saturation:
 
 
 def count_scores(saturation: Saturation, data: Dataset) -> dict[str, np.ndarray]:
-    """ln p(alternative) - ln p(reference) [n] of each substitution by codon frequency, and by a two-sided context model with the
-    codon phase, both counted on the training split of `data`, whose records start in frame.
+    """ln p(alternative) - ln p(reference) [n] of each substitution by codon frequency, by a Markov chain of the sequence, and by a
+    two-sided context model with the codon phase, all counted on the training split of `data`, whose records start in frame.
     """
     records = split_records(data, "train", _MAX_FIT_TOKENS)
     counts = np.zeros(64)
@@ -88,7 +90,26 @@ def count_scores(saturation: Saturation, data: Dataset) -> dict[str, np.ndarray]
         both = [codon_numbers(old), codon_numbers(new)]
         known = all(len(one) and one[0] >= 0 for one in both)
         codon[number] = frequency[both[1][0]] - frequency[both[0][0]] if known else np.nan
-    return {"codon frequency": codon, f"context {_FLANK}+{_FLANK} + codon phase": neighbours}
+    markov = _markov_ratios(saturation.alleles, codes, ContextModel(_ORDER).fit(records))
+    return {
+        "codon frequency": codon,
+        f"Markov order {_ORDER}": markov,
+        f"context {_FLANK}+{_FLANK} + codon phase": neighbours,
+    }
+
+
+def _markov_ratios(alleles: Sequence[Allele], codes: dict[str, np.ndarray], chain: ContextModel) -> np.ndarray:
+    """float64 [n]: ln p of the sequence with each substitution, less that without: the base, and those that follow upon it."""
+    out = np.empty(len(alleles))
+    for number, allele in enumerate(alleles):
+        first = max(0, allele.start - _ORDER)
+        old = codes[allele.contig][first : allele.start + _ORDER + 1]
+        new = old.copy()
+        new[allele.start - first] = codes_of(allele.alt)[0]
+        with_old, with_new = (chain.log_probability(one)[np.arange(len(one)), np.minimum(one, 3)] for one in (old, new))
+        known = (old < 4)[allele.start - first :]
+        out[number] = (with_new - with_old)[allele.start - first :][known].sum()
+    return out
 
 
 def summarize(saturation: Saturation, scores: dict[str, np.ndarray]) -> dict[str, Any]:
