@@ -103,6 +103,9 @@ class ModelConfig(_Section):
     local_attention: PositiveInt = Field(128, description="window of local layers in tokens, both sides together")
     global_every: PositiveInt = Field(3, description="every n-th layer attends globally")
     initializer_range: PositiveFloat = Field(0.02, description="standard deviation of fresh weights")
+    init_from: str | None = Field(
+        None, description="begin with the weights of this run folder, or Hugging Face folder or name; the rest is fresh"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelConfig":

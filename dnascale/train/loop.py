@@ -27,6 +27,7 @@ from dnascale.train.distributed import choose_device, connect, from_main, togeth
 from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, write_run_files
 from dnascale.train.guard import Guard, TakenStep
+from dnascale.train.initial import begin_with, read_source
 from dnascale.train.interruption import Interruption
 from dnascale.train.length import settle_steps
 from dnascale.train.memory import attempt_step, explain_shortage, find_micro_batch, is_out_of_memory
@@ -39,6 +40,7 @@ from dnascale.train.saving import Saving
 from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
+from dnascale.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -147,7 +149,7 @@ def _assemble(config: Config) -> Job:
         vocabulary=corpus.vocabulary.digest,
         data=corpus.fingerprint,
     )
-    state, resumed = _restore(config, engine, identity, run, screen)
+    state, resumed = _restore(config, engine, identity, corpus.vocabulary, run, screen)
     stage = stage_at(of_run, state.position)
     stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
     _require_one_order(accelerator, stream)
@@ -201,7 +203,7 @@ def _settle_micro_batch(
 
 
 def _restore(
-    config: Config, engine: Engine, identity: checkpoint.Identity, run: Path, screen: Screen
+    config: Config, engine: Engine, identity: checkpoint.Identity, vocabulary: Vocabulary, run: Path, screen: Screen
 ) -> tuple[TrainState, bool]:
     """The state to go on from, and whether it is that of a checkpoint, which the engine then has. Collective."""
     accelerator, total = engine.accelerator, config.train.steps
@@ -210,6 +212,10 @@ def _restore(
     for sentence in rejected:
         screen.warn(sentence)
     if saved is None:
+        if (location := config.model.init_from) is not None:
+            source = together(accelerator, lambda: read_source(location))
+            sentence = together(accelerator, lambda: begin_with(source, engine, vocabulary))
+            screen.print(f"init     {sentence}")
         return TrainState(total_steps=total), False
     together(accelerator, lambda: saved.require(identity, engine.shapes))
     name, restart = config.optimizer.name, config.optimizer.restart
