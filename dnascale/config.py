@@ -223,6 +223,10 @@ class GuardConfig(_Section):
         10,
         description="steps left out in a row, because the gradient was not finite or jumped, that stop the run (exit code 6)",
     )
+    stall: PositiveFloat | None = Field(
+        1800,
+        description="seconds without progress in a step after which a process is ended, and it is said who is behind (exit code 7); null = never",
+    )
     spike: PositiveFloat | None = Field(
         None,
         description="leave out steps whose gradient norm is more than so many standard deviations above the mean of the last 128; not "

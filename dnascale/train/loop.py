@@ -40,6 +40,7 @@ from dnascale.train.saving import Saving
 from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
+from dnascale.train.watchdog import Watchdog
 from dnascale.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Job:
     resumed: bool
     speed: Speed
     guard: Guard
+    watchdog: Watchdog
     flops_per_token: float = 0.0  # of this stage
     saving: Saving | None = None  # a checkpoint on its way
 
@@ -157,6 +159,7 @@ def _assemble(config: Config) -> Job:
     job = Job(
         config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
         resumed, speed, Guard(config.guard, accelerator.device, state),
+        Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall),
     )  # fmt: skip
     _enter(job, stage)
     return job
@@ -264,7 +267,7 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
     valid_loss: float | None = None
     stopped_by: str | None = None
     interruption = Interruption(job.accelerator, job.run)
-    with job.screen.progress(state), _without_garbage_collection(), interruption:
+    with job.screen.progress(state), _without_garbage_collection(), interruption, job.watchdog:
         while state.step < state.total_steps and stopped_by is None:
             if (stage := stage_at(job.stages, state.position)) is not job.stage:
                 _enter(job, stage)
@@ -272,6 +275,7 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
             _step(job, meter, rate, check)
             check = None
+            job.watchdog.begun()
             last = state.step == state.total_steps
             stopped_by = None if last else interruption.asked()
             save = last or stopped_by is not None or state.step % config.checkpoint.every == 0
@@ -287,9 +291,11 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                 gc.collect(1)
             with meter.paused():
                 if job.valid is not None and (last or state.step % config.evaluation.every == 0):
+                    job.watchdog.at("evaluation", state.step)
                     state.valid_loss = valid_loss = _validate(job)
                     recorder.write("valid", step=state.step, valid_loss=valid_loss)
                     job.screen.valid(state, valid_loss)
+                job.watchdog.at("checkpoint", state.step)
                 if job.saving is not None and (save or (line_due and job.saving.written())):
                     _commit(job)
                 if save:
@@ -317,9 +323,11 @@ def _commit(job: Job) -> None:
 def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:
     """One optimizer step; moves the state on. Nothing here waits for the device: `meter.line` does, now and then."""
     step = job.state.step + 1
+    job.watchdog.at("data.read", step)
     with meter.waiting():
         fault("data.read", step)
         micro_batches = job.stream.next_step()
+    job.watchdog.at("step.forward", step)
     fault("step.forward", step)
     for micro, batch in enumerate(micro_batches):
         with meter.waiting():
@@ -328,6 +336,7 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
     if check is not None:
         _require_distinct(job.accelerator, meter.digest)
         check.finish()
+    job.watchdog.at("step.update", step)
     fault("step.update", step)
     state, tokens = job.state, job.stage.global_batch_tokens
     windows = tokens // job.config.model.context
