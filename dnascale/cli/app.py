@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dnascale import __version__
-from dnascale.cli import checkpoints, data, launch, prepare, score, tokenizer, train
+from dnascale.cli import checkpoints, data, embed, launch, prepare, score, tokenizer, train
 from dnascale.errors import DnascaleError, PeerError, UsageError, printable
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(launch.launch)
 app.command()(launch.doctor)
 app.command("eval")(train.evaluate)
 app.command()(score.score)
+app.command()(embed.embed)
 app.command()(train.export)
 app.add_typer(checkpoints.app, name="ckpt")
 

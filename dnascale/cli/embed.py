@@ -1,0 +1,62 @@
+"""`dnascale embed`: sequences to vectors."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dnascale.cli.score import BatchOption, ContextOption, DeviceOption, Model, Precision, PrecisionOption, Strands
+from dnascale.cli.shared import Json, new_console
+from dnascale.cli.train import Device
+
+
+class Per(StrEnum):
+    """What one vector is of."""
+
+    sequence = "sequence"
+    window = "window"
+    base = "base"
+
+
+def embed(
+    model: Model,
+    sequences: Annotated[
+        list[str], typer.Argument(metavar="SEQUENCES...", help="FASTA, or any other input that `prepare` reads.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to make: .parquet, or .npy with its rows named in a .tsv beside it.")],
+    per: Annotated[Per, typer.Option(help="One vector a sequence (mean), a window (mean), or a base.")] = Per.sequence,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Bases a window with --per window; what the model takes.")
+    ] = None,
+    layer: Annotated[
+        int, typer.Option(help="0 the embeddings, 1 the first layer, ...; -1 the last, after its norm.")
+    ] = -1,
+    strands: Annotated[
+        Strands, typer.Option(help="The mean of both strands, base by base, or the strand as given.")
+    ] = Strands.both,
+    context: ContextOption = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.fp32,
+    batch_tokens: BatchOption = None,
+    as_json: Json = False,
+) -> None:
+    """Embeddings: the hidden states of a model, of sequences, windows or bases, to Parquet or npy."""
+    from dnascale.errors import UsageError
+    from dnascale.evaluate.embed import EmbedOptions, embed_file
+
+    if window is not None and per is not Per.window:
+        raise UsageError("--window belongs to --per window.")
+    options = EmbedOptions(per.value, layer, strands is Strands.both, window, batch_tokens)
+    settings = {"device": device.value, "precision": precision.value, "context": context}
+    console, done = new_console(stderr=True), 0
+    with console.status("embedding") as status:
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            status.update(f"embedding: {done:,} sequences")
+
+        count = embed_file(model, sequences, out, options, settings, advance)
+    print(json.dumps({"out": str(out), "vectors": count}) if as_json else f"{out}: {count:,} vectors")
