@@ -1,0 +1,154 @@
+"""`dnascale plan`: memory, hours and cost of a run before anything runs."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dnascale.cli.shared import Json, new_console, new_table
+
+if TYPE_CHECKING:
+    from dnascale.bench.forecast import Forecast
+    from dnascale.bench.hardware import Card
+    from dnascale.config import Config
+
+
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.")] = "base",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for `dnascale train`.")] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option("--hardware", "-w", metavar="NAME", help="e.g. H100, 'RTX 4090'; may be repeated. Default: all."),
+    ] = None,
+    devices: Annotated[int, typer.Option("--devices", "-n", min=1, help="How many of them.")] = 1,
+    tokens: Annotated[
+        float | None,
+        typer.Option(min=1, help="Tokens to train on. Default: train.steps, or train.epochs of data.path."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", min=0.01, help="Say how many tokens can be trained in so many hours instead."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(metavar="MONEY", min=0, help="Of one device for an hour.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, hours, energy and cost of a run on hardware that need not be here: estimates, from the makers' sheets.
+
+    e.g. dnascale plan base --tokens 10e9 --hardware H100 --devices 8 --price 2.5
+
+    e.g. dnascale plan small --hardware 'RTX 4090' --budget 24
+    """
+    from dnascale.bench.forecast import forecast
+    from dnascale.errors import UsageError
+    from dnascale.vocab import CHARACTER
+
+    settled, known = _settled(config, overrides or [], tokens)
+    rows, refused = [], []
+    for card in _cards(hardware):
+        try:
+            rows.append(forecast(settled, card, devices, known or 1, len(CHARACTER)))
+        except UsageError as error:
+            refused.append(str(error))
+    if not rows:
+        raise UsageError(refused[0])
+    if budget is None and known is None:
+        raise UsageError("how long? Say --tokens, train.steps=N, train.epochs=N with data.path, or --budget HOURS.")
+    if as_json:
+        print(json.dumps([_json(row, budget, price) for row in rows], indent=1))
+        return
+    _show(settled, rows, refused, budget, price)
+
+
+def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[Config, int | None]":
+    """The configuration, whether or not it says what to train on and for how long, and the tokens of the run, if they are known."""
+    from pathlib import Path
+
+    from dnascale.config import load_config
+    from dnascale.runs import open_data
+
+    given = [word.partition("=")[0] for word in overrides]
+    more = [] if any(key.startswith("data.") for key in given) else ["data.path=unknown"]
+    if not {"train.steps", "train.epochs", "train.minutes"} & set(given):
+        more.append("train.steps=1")
+    settled = load_config(config, [*overrides, *more])
+    train = settled.train
+    if tokens is not None:
+        return settled, int(tokens)
+    if train.steps is not None and "train.steps=1" not in more:
+        return settled, train.steps * train.global_batch_tokens
+    if settled.data.path is not None and Path(settled.data.path).is_dir():
+        corpus = open_data(settled.data)
+        length = sum(corpus.reader("train", settled.model.context).shard_tokens.tolist())
+        epochs = train.epochs or load_config(config, ["data.path=unknown", "train.steps=1"]).train.epochs or 1.0
+        return settled, int(epochs * length)
+    return settled, None
+
+
+def _cards(names: list[str] | None) -> "list[Card]":
+    from dnascale.bench.hardware import CARDS, card_of
+    from dnascale.errors import UsageError
+
+    if not names:
+        return list(CARDS)
+    found = []
+    for name in names:
+        if (card := card_of(name)) is None:
+            listed = ", ".join(sorted(card.name for card in CARDS))
+            raise UsageError(
+                f"--hardware {name} is not in the table: {listed}. What is here, `dnascale bench` and `dnascale doctor` measure."
+            )
+        found.append(card)
+    return found
+
+
+def _json(row: "Forecast", budget: float | None, price: float | None) -> dict[str, object]:
+    values = asdict(row) | {"checkpoint_bytes": row.checkpoint_bytes, "from": "maker's sheet, scaled by measured rows"}
+    if budget is not None:
+        values["tokens"] = int(row.tokens_per_second * budget * 3600)
+        return values | {"hours": budget}
+    values |= {"hours": row.hours, "kilowatt_hours": row.kilowatt_hours}
+    return values | ({} if price is None else {"cost": price * row.devices * row.hours})
+
+
+def _show(
+    config: "Config", rows: "list[Forecast]", refused: list[str], budget: float | None, price: float | None
+) -> None:
+    console = new_console()
+    first = rows[0]
+    console.print(
+        f"model     {first.parameters / 1e6:,.1f} M parameters, context {config.model.context:,}: {first.flops_per_token / 1e6:,.0f} MFLOP a token\n"
+        f"run       {'' if budget else f'{first.tokens:,} tokens, '}{config.train.global_batch_tokens:,} a step, on {first.devices} "
+        f"device{'s' if first.devices > 1 else ''}, train.engine={first.engine}\n"
+        f"storage   {first.checkpoint_bytes / 1e9:,.2f} GB a checkpoint, one byte a base of data"
+    )
+    columns = [
+        "hardware",
+        "needs GB",
+        "of GB",
+        "micro-batch",
+        "tokens/s",
+        "MFU",
+        "exchange",
+        "tokens" if budget else "hours",
+    ]
+    table = new_table(*columns, *([] if budget else ["kWh"]), *(["cost"] if price is not None else []))
+    for row in sorted(rows, key=lambda one: -one.tokens_per_second):
+        hours = budget or row.hours
+        cells = [
+            row.card.name, f"{(row.state_bytes + row.activation_bytes) / 1e9:.1f}", f"{row.card.memory:g}",
+            f"{row.micro_batch_tokens:,} x {row.accumulation}", f"{row.tokens_per_second:,.0f}", f"{row.mfu:.0%}",
+            f"{row.communication_seconds / row.step_seconds:.0%}",
+            f"{row.tokens_per_second * budget * 3600 / 1e9:,.2f} G" if budget else f"{hours:,.2f}",
+        ]  # fmt: skip
+        cells += [] if budget else [f"{row.kilowatt_hours:,.2f}"]
+        cells += [] if price is None else [f"{price * row.devices * hours:,.2f}"]
+        table.add_row(*cells)
+    console.width = max(console.width, 120)
+    console.print(table)
+    for sentence in refused:
+        console.print(f"not: {sentence}")
+    console.print(
+        "Estimates: the makers' sheets, scaled by three measured rows (docs/explanation/forecast.md). Exchange is counted as hidden by nothing.",
+        style="dim",
+    )
