@@ -15,13 +15,19 @@ _COLORS = ("#2b8cbe", "#f0a202", "#888888", "#7b3294", "#d7301f")
 _DPI = 150
 
 
+def _errors(estimates: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray]:
+    """(values [n], lengths of the interval below and above [2, n]); rounding may put an end on the wrong side of a value."""
+    mean = np.array([e.value for e in estimates])
+    sides = np.array([mean - [e.low for e in estimates], [e.high for e in estimates] - mean])
+    return mean, np.maximum(sides, 0)
+
+
 def _bars(panel: Axes, groups: Sequence[str], values: dict[str, list[Estimate]]) -> None:
     """Bars with intervals, one group of bars beside the other."""
     width = 0.8 / len(values)
     for number, (name, estimates) in enumerate(values.items()):
         at = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
-        mean = np.array([e.value for e in estimates])
-        error = [mean - [e.low for e in estimates], [e.high for e in estimates] - mean]
+        mean, error = _errors(estimates)
         panel.bar(at, mean, width * 0.92, yerr=error, color=_COLORS[number], label=name, error_kw={"linewidth": 0.8})
     panel.set_xticks(range(len(groups)), groups)
     panel.spines[["top", "right"]].set_visible(False)
@@ -32,8 +38,7 @@ def losses(found: dict[str, tuple[Estimate, Estimate]], path: Path) -> None:
     names = sorted(found, key=lambda name: -found[name][0].value)
     figure = Figure(figsize=(8, 0.34 * len(names) + 1.1), layout="constrained")
     panel = figure.subplots()
-    mean = np.array([found[name][0].value for name in names])
-    error = [mean - [found[n][0].low for n in names], [found[n][0].high for n in names] - mean]
+    mean, error = _errors([found[name][0] for name in names])
     colors = [_COLORS[0] if name == "model" else "#bbbbbb" for name in names]
     panel.barh(names, mean, xerr=error, color=colors, error_kw={"linewidth": 0.8})
     panel.set_xlim(mean.min() - 0.08, mean.max() + 0.03)

@@ -77,13 +77,17 @@ def evaluate(
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", help="For the model card, e.g. mit or cc-by-4.0.")
+    ] = None,
+    shard_gb: Annotated[float, typer.Option(min=0.0001, help="Most GB of one file of weights.")] = 5.0,
 ) -> None:
     """A run's model as a plain Hugging Face folder, loaded by transformers without dnascale."""
     from dnascale.export import export as write
     from dnascale.runs import Run
 
     opened = Run.open(run)
-    write(opened, out)
+    write(opened, out, licence, shard_gb)
     print(f"{out}: model, tokenizer and card of step {opened.checkpoint.state.step:,}, read back with equal logits")
 
 

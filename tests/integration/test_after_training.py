@@ -95,6 +95,27 @@ def test_the_export_has_no_setting_of_this_machine_and_only_ids_of_its_vocabular
     assert not list(tmp_path.glob("*.partial-*"))
 
 
+def test_a_large_export_is_in_several_files_with_a_card_of_its_run(
+    run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    import yaml
+    from transformers import AutoModelForMaskedLM
+
+    out = tmp_path / "model"
+    outcome = dnascale("export", str(run), str(out), "--shard-gb", "0.0001", "--license", "cc-by-4.0")
+    assert outcome.code == 0, outcome.output
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    again, model = AutoModelForMaskedLM.from_pretrained(out).state_dict(), Run.open(run).model().state_dict()
+    assert all(torch.equal(again[name], weights) for name, weights in model.items())
+    _, header, card = (out / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header)["license"] == "cc-by-4.0"
+    assert f"| {human_cds.splits['train'].records:,} | {human_cds.splits['train'].bases:,} |" in card
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    loss = [row for row in last if row["kind"] == "train"][-1]
+    assert f"training loss, step {loss['step']:,} | {loss['nats_per_base']:.4f} nats per base" in card
+    assert human_cds.fingerprint in card
+
+
 def test_an_export_over_an_existing_folder_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     outcome = dnascale("export", str(run), str(tmp_path))

@@ -111,3 +111,16 @@ def test_every_base_is_predicted_once_and_hidden_when_it_is() -> None:
 
     (record,) = genes_of(1, 40)
     np.testing.assert_array_equal(genes.predict(Counts(), record, 0)[:, 0], record)
+
+
+def test_an_interval_that_rounding_turned_round_is_still_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import biology_figures
+
+    from dnascale.evaluate.statistics import Estimate
+
+    turned = Estimate(1.0, 1.0 + 1e-9, 1.0)
+    biology_figures.losses(
+        {"model": (Estimate(0.9, 0.8, 1.0), turned), "uniform": (turned, turned)}, tmp_path / "a.png"
+    )
+    assert (tmp_path / "a.png").stat().st_size
