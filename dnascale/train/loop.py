@@ -92,6 +92,8 @@ def train(config: Config) -> Path:
     recorder = together(job.accelerator, lambda: _open_recorder(job))
     _announce(job)
     begun_at = job.state.step
+    if job.resumed:
+        recorder.write("resume", step=begun_at, processes=job.batching.world, engine=job.engine.name)
     try:
         valid_loss, stopped_by = _take_steps(job, recorder)
     except Exception as error:
@@ -297,23 +299,24 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                     job.screen.valid(state, valid_loss)
                 job.watchdog.at("checkpoint", state.step)
                 if job.saving is not None and (save or (line_due and job.saving.written())):
-                    _commit(job)
+                    _commit(job, recorder)
                 if save:
                     background = config.checkpoint.asynchronous and not last and stopped_by is None
                     job.saving = Saving(job.run / "checkpoints", job.engine, state, job.identity, background)
                     if not background:
-                        _commit(job)
+                        _commit(job, recorder)
         if stopped_by is not None:
             recorder.write("stop", step=state.step, reason=stopped_by)
             interruption.done()
     return valid_loss, stopped_by
 
 
-def _commit(job: Job) -> None:
+def _commit(job: Job, recorder: Recorder) -> None:
     """Completes the checkpoint that is on its way. Collective."""
     assert job.saving is not None
     path = job.saving.commit()
     job.saving = None
+    recorder.write("checkpoint", step=checkpoint.step_of(path))
     job.screen.note(f"committed {path}")
     if job.accelerator.is_main_process:
         fault("ckpt.prune", checkpoint.step_of(path))
