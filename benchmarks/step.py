@@ -9,9 +9,11 @@ What one lever does is a variant with an override behind a plus sign, such as ou
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines to append to")
     parser.add_argument("--override", action="append", default=[], help="key=value for ours, e.g. train.compile=false")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.child:
         print("\n" + json.dumps(measure(options, json.loads(options.child))), flush=True)
         os._exit(0)  # the Trainer's thread goes on
@@ -78,10 +80,15 @@ class Child:
         environment = os.environ | {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
         self.process = subprocess.Popen(
             [sys.executable, *sys.argv, "--child", json.dumps(row)], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, start_new_session=True,
         )  # fmt: skip
-        self.timer = threading.Timer(limit, self.process.kill)
+        self.timer = threading.Timer(limit, self.kill)
         self.timer.start()
+
+    def kill(self) -> None:
+        """Its workers too, which would keep its output open."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait_until_ready(self) -> None:
         assert self.process.stdout is not None
@@ -96,7 +103,7 @@ class Child:
             output, _ = self.process.communicate("go\n", timeout=120)
             return self.row | json.loads(output.splitlines()[-1])
         except (subprocess.TimeoutExpired, BrokenPipeError, IndexError, ValueError):
-            self.process.kill()
+            self.kill()
             self.errors.seek(0)
             why = " | ".join(self.errors.read().strip().splitlines()[-3:])[-600:]
             return self.row | {"error": why or f"not ready in time (exit code {self.process.poll()})"}
@@ -168,17 +175,12 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
 
 def our_steps(config: Any) -> Any:
     """Yields what the header says, then after each step of the training loop."""
+    from dnascale.bench.throughput import steps
     from dnascale.train import loop
 
     job = loop._assemble(config)
-    meter = loop.open_meter(job)
     yield {"attention": str(job.engine.module.attention), "compiled": job.engine.compiled, "engine": job.engine.name}
-    with loop._without_garbage_collection():
-        for step in range(10**9):
-            loop._step(job, meter, 1e-4, None)
-            if step % 10 == 9:  # as a run does by default
-                meter.line(job.state, job.order.epoch_windows)
-            yield None
+    yield from steps(job)
 
 
 def trainer_steps(config: Any, data: str, windows: int, row: dict[str, Any]) -> Any:

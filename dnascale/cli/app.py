@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dnascale import __version__
-from dnascale.cli import checkpoints, data, embed, launch, plan, prepare, report, score, tokenizer, train
+from dnascale.cli import bench, checkpoints, data, embed, launch, plan, prepare, report, score, tokenizer, train
 from dnascale.errors import DnascaleError, PeerError, UsageError, printable
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command()(train.train)
 app.command()(launch.launch)
 app.command()(launch.doctor)
+app.add_typer(bench.app, name="bench")
 app.command()(plan.plan)
 app.command("eval")(train.evaluate)
 app.command()(score.score)

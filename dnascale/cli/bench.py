@@ -1,0 +1,208 @@
+"""`dnascale bench`: how fast this hardware trains, as rows that can be compared."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dnascale.cli.shared import new_console, new_table
+
+app = typer.Typer(help="Measure the training step on this hardware; compare rows of others.", no_args_is_help=True)
+
+Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="A bench.jsonl.")]
+
+
+@app.command("run")
+def run(
+    presets: Annotated[list[str], typer.Argument(metavar="PRESET...", help="Presets or YAML files.")],
+    data: Annotated[
+        str, typer.Option(help="Data set folder; default: the built-in human coding sequences, prepared for it.")
+    ] = "builtin:human-cds",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="Values of a key to try; several are multiplied, e.g. --grid train.engine=plain,zero2.",
+        ),
+    ] = None,
+    override: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For all rows.")] = None,
+    processes: Annotated[
+        list[int] | None, typer.Option("--processes", "-n", min=1, help="Processes, e.g. -n 1 -n 2.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each row; the rate is their median.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of a round, about.")] = 3.0,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps before the first round.")] = 5,
+    out: Annotated[Path, typer.Option(help="JSON lines to append to.")] = Path("bench.jsonl"),
+) -> None:
+    """The real training step, data included, for every point of a grid. A row that runs out of memory says so.
+
+    The global batch is the micro-batch, so that the rate is that of the device; say train.global_batch_tokens to have the preset's.
+
+    e.g. dnascale bench run book small --grid train.micro_batch_tokens=16384,65536
+    """
+    import tempfile
+
+    from dnascale.bench.throughput import in_process_of_its_own
+    from dnascale.config import load_config
+
+    points = _points(presets, grid or [], processes or [1])
+    with tempfile.TemporaryDirectory() as folder:
+        location = _prepared(data, Path(folder)) if data.startswith("builtin:") else str(Path(data).resolve())
+        tasks = []
+        for preset, chosen, count in points:
+            words = [
+                f"data.path={location}",
+                "train.steps=1000000000",
+                "data.verify=size",
+                "schedule.shape=constant",
+                *(override or []),
+                *chosen,
+            ]
+            settled = load_config(preset, words)  # what cannot be is said before anything is measured
+            if (
+                not any(word.startswith("train.global_batch_tokens=") for word in words)
+                and settled.train.micro_batch_tokens != "auto"
+            ):
+                words.append(f"train.global_batch_tokens={settled.train.micro_batch_tokens * count}")
+            tasks.append((preset, words, " ".join([preset, *chosen, *([f"-n {count}"] if count > 1 else [])]), count))
+        console, options = new_console(stderr=True), {"seconds": seconds, "rounds": rounds, "warm_up": warm_up}
+        rows = []
+        for number, (preset, words, name, count) in enumerate(tasks, start=1):
+            with console.status(f"{number} of {len(tasks)}: {name}"):
+                row = in_process_of_its_own(preset, words, name, count, options)
+            rows.append(row)
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    show(rows)
+
+
+@app.command("table")
+def table(
+    rows: Rows, markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False
+) -> None:
+    """The rows of a file, side by side."""
+    show(_read(rows), markdown)
+
+
+@app.command("compare")
+def compare(before: Rows, after: Rows) -> None:
+    """The same rows of two files: how much faster the second is, and whether that is more than their spread."""
+    one, other = ({row["name"]: row for row in _read(path) if "error" not in row} for path in (before, after))
+    both = [name for name in one if name in other]
+    shown = new_table("row", "tokens/s before", "after", "times", "beyond the spread", "GB before", "after")
+    for name in both:
+        a, b = one[name], other[name]
+        apart = a["lowest"] > b["highest"] or b["lowest"] > a["highest"]
+        shown.add_row(
+            name, f"{a['tokens_per_second']:,.0f}", f"{b['tokens_per_second']:,.0f}", f"{b['tokens_per_second'] / a['tokens_per_second']:.3f}",
+            "yes" if apart else "no", f"{a['memory_gb']:.1f}", f"{b['memory_gb']:.1f}",
+        )  # fmt: skip
+    _print(shown)
+    for path, rows, others in ((before, one, other), (after, other, one)):
+        if alone := [name for name in rows if name not in others]:
+            print(f"only in {path}: {', '.join(alone)}")
+
+
+@app.command("validate")
+def validate(rows: Rows) -> None:
+    """Whether a file's rows can stand in a table with others: what a contribution of measurements must pass."""
+    from dnascale.bench.throughput import COLUMNS
+    from dnascale.errors import DataError
+
+    wrong = []
+    for number, row in enumerate(_read(rows), start=1):
+        if "error" in row:
+            continue
+        for key, kind in COLUMNS.items():
+            if key not in row:
+                wrong.append(f"{rows}:{number}: {key} is missing")
+            elif not isinstance(row[key], kind) and not (kind is float and isinstance(row[key], int)):
+                wrong.append(f"{rows}:{number}: {key} is {row[key]!r}")
+        if not wrong and not 0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"]:
+            wrong.append(f"{rows}:{number}: tokens_per_second is not between lowest and highest")
+        if not wrong and row["mfu"] is not None and not 0 < row["mfu"] < 1:
+            wrong.append(f"{rows}:{number}: mfu is {row['mfu']}")
+    if wrong:
+        raise DataError("\n".join(wrong))
+    print(f"{rows}: every row is complete")
+
+
+def show(rows: list[dict[str, Any]], markdown: bool = False) -> None:
+    heads = [
+        "row",
+        "device",
+        "engine",
+        "precision",
+        "tokens/s",
+        "spread",
+        "TFLOP/s",
+        "MFU",
+        "of matmul",
+        "GB",
+        "data wait",
+    ]
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append([row["name"], row["error"]])
+            continue
+        spread = (row["highest"] - row["lowest"]) / 2 / row["tokens_per_second"]
+        device = row["device"] if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
+        lines.append([
+            row["name"], device, row["engine"], row["precision"], f"{row['tokens_per_second']:,.0f}", f"±{spread:.1%}", f"{row['tflops']:,.3g}",
+            "" if row["mfu"] is None else f"{row['mfu']:.1%}", f"{row['share_of_matmul']:.0%}", f"{row['memory_gb']:.1f}", f"{row['data_wait']:.1%}",
+        ])  # fmt: skip
+    if markdown:
+        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        for line in lines:
+            print("| " + " | ".join([*line, *[""] * (len(heads) - len(line))]) + " |")
+        return
+    shown = new_table(*heads)
+    for line in lines:
+        shown.add_row(*line)
+    _print(shown)
+
+
+def _print(shown: Any) -> None:
+    console = new_console()
+    console.width = max(console.width, 160)
+    console.print(shown)
+
+
+def _points(presets: list[str], grid: list[str], processes: list[int]) -> list[tuple[str, list[str], int]]:
+    axes = [
+        [f"{key}={value}" for value in values.split(",")] for key, _, values in (one.partition("=") for one in grid)
+    ]
+    return [
+        (preset, list(chosen), count)
+        for preset in presets
+        for count in processes
+        for chosen in itertools.product(*axes)
+    ]
+
+
+def _prepared(source: str, folder: Path) -> str:
+    from dnascale.data.prepare import PrepareOptions, prepare
+
+    prepare([source], folder / "data", PrepareOptions(valid=0.1))
+    return str(folder / "data")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    from dnascale.errors import DataError, UsageError
+
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["name"]
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{path}:{number} is no row of `dnascale bench run`.") from None
+        rows.append(row)
+    return rows
