@@ -96,7 +96,7 @@ def test_tokens_go_by_their_letters_and_what_does_not_fit_stays_fresh(human_cds:
     ("override", "sentence"),
     [
         ("model.hidden_size=128", "is another model: 0 of"),
-        ("model.init_from=nowhere/at-all", "is neither a run folder (it has no config.yaml) nor a Hugging Face model"),
+        ("model.init_from=/nowhere/at/all", "is neither a run folder (it has no config.yaml) nor a Hugging Face model"),
     ],
 )
 def test_another_model_or_none_is_refused(
