@@ -110,6 +110,9 @@ class Watchdog:
                 beats.append(Beat(**json.loads(self._file(rank).read_text())))
         if self._world == 1 or not beats:
             return "It hangs by itself."
+        if len(beats) < self._world:
+            missing = sorted(set(range(self._world)) - {beat.rank for beat in beats})
+            return f"No sign of life of rank {', '.join(map(str, missing))}."
         least = min(beat.progress for beat in beats)
         behind = [beat for beat in beats if beat.progress == least]
         # A process that is stopped leaves no more signs: those that wait for it are at the same place, and have been for longer.

@@ -28,6 +28,8 @@ def test_the_rank_that_waits_for_its_data_is_named_by_all(human_cds: Dataset, tm
 def test_a_rank_that_is_stopped_is_named_by_the_one_that_waits(human_cds: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = train_until(run, human_cds, "train.steps=100000", STALL, step=4, processes=2)
+    while len(list((run / ".beats").glob("rank-*.json"))) < 2:
+        time.sleep(0.01)
     job.signal(1, signal.SIGSTOP)
     deadline = time.monotonic() + 30
     while job.codes()[0] is None and time.monotonic() < deadline:
