@@ -196,10 +196,11 @@ class OursContender:
     def __init__(self, task: dict[str, Any]) -> None:
         from dnascale.config import load_config
         from dnascale.train import loop
+        from dnascale.train.assemble import assemble
 
         preset, *overrides = task["ours"].split(",")
         self.loop = loop
-        self.job = loop._assemble(
+        self.job = assemble(
             load_config(
                 preset,
                 [
@@ -220,16 +221,17 @@ class OursContender:
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """Tokens and bases of step after step."""
+        from dnascale.train.assemble import enter
         from dnascale.train.schedules import learning_rate, stage_at
 
         job, meter = self.job, self.loop.open_meter(self.job)
         config, state = job.config, job.state
-        with self.loop._without_garbage_collection():
+        with self.loop.without_garbage_collection():
             while state.step < state.total_steps:
                 if (stage := stage_at(job.stages, state.position)) is not job.stage:
-                    self.loop._enter(job, stage)
+                    enter(job, stage)
                 rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
-                self.loop._step(job, meter, rate, None)
+                self.loop.take_step(job, meter, rate, None)
                 if state.step % config.log.every == 0:
                     meter.line(state, job.order.epoch_windows)
                 tokens = job.stage.global_batch_tokens

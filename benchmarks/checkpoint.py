@@ -48,6 +48,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     from dnascale.config import load_config
     from dnascale.train import loop
+    from dnascale.train.assemble import assemble
     from dnascale.train.saving import Saving
 
     words = [
@@ -55,7 +56,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "train.global_batch_tokens=1024", "train.micro_batch_tokens=1024", *options.override,
     ]  # fmt: skip
     config = load_config(options.preset, words)
-    job = loop._assemble(config)
+    job = assemble(config)
     meter = loop.open_meter(job)
     device = job.accelerator.device
 
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         """Seconds each."""
         begin = time.perf_counter()
         for _ in range(count):
-            loop._step(job, meter, 1e-4, None)
+            loop.take_step(job, meter, 1e-4, None)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return (time.perf_counter() - begin) / count

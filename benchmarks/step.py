@@ -177,8 +177,9 @@ def our_steps(config: Any) -> Any:
     """Yields what the header says, then after each step of the training loop."""
     from dnascale.bench.throughput import steps
     from dnascale.train import loop
+    from dnascale.train.assemble import assemble
 
-    job = loop._assemble(config)
+    job = assemble(config)
     yield {"attention": str(job.engine.module.attention), "compiled": job.engine.compiled, "engine": job.engine.name}
     yield from steps(job)
 

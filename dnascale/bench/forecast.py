@@ -1,7 +1,7 @@
 """How long a run will take, and what it needs, on hardware that is described and not at hand.
 
 Time is that of matrix products, attention and memory traffic, one after the other, at the rates of the maker's sheet, divided by
-what three measured rows reached of that (docs/benchmarks/step.md); memory is launch/memory.py's estimate. Neither is a measurement.
+what three measured rows reached of that (docs/benchmarks/step.md); memory is model/memory.py's estimate. Neither is a measurement.
 """
 
 import math
@@ -13,8 +13,8 @@ from dnascale.bench.communication import Cluster, Link, step_seconds
 from dnascale.bench.hardware import Card
 from dnascale.config import Config, ModelConfig
 from dnascale.errors import UsageError
-from dnascale.launch.memory import parameters, state_bytes, token_bytes, tokens_that_fit
 from dnascale.model.flops import keys_per_token, train_flops_per_token
+from dnascale.model.memory import parameters, state_bytes, token_bytes, tokens_that_fit
 from dnascale.train.batching import divide_batch
 from dnascale.train.memory import candidates, with_micro_batch
 from dnascale.train.schedules import stages

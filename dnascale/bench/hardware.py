@@ -58,15 +58,16 @@ def measured_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16, si
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
-        _wait(device)
+        wait_for(device)
         begin = time.perf_counter()
         a @ b
-        _wait(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -22,7 +22,7 @@ from dnascale import __version__
 
 if TYPE_CHECKING:
     from dnascale.config import Config
-    from dnascale.train.loop import Job
+    from dnascale.train.assemble import Job
 
 #: What a row must have to stand in a table with others, and of what type.
 COLUMNS: dict[str, type | tuple[type, ...]] = {
@@ -40,9 +40,9 @@ def steps(job: "Job") -> Iterator[None]:
     from dnascale.train import loop
 
     meter = loop.open_meter(job)
-    with loop._without_garbage_collection():
+    with loop.without_garbage_collection():
         while True:
-            loop._step(job, meter, 1e-4, None)
+            loop.take_step(job, meter, 1e-4, None)
             if job.state.step % 10 == 0:
                 meter.line(job.state, job.order.epoch_windows)
             yield
@@ -55,17 +55,18 @@ def measure(config: "Config", name: str, seconds: float, rounds: int, warm_up: i
     """
     import torch
 
-    from dnascale.bench.hardware import peak_flops
+    from dnascale.bench.hardware import peak_flops, wait_for
     from dnascale.train import loop
+    from dnascale.train.assemble import assemble
     from dnascale.train.environment import environment
 
     begin = time.perf_counter()
-    job = loop._assemble(config)
+    job = assemble(config)
     device, world = job.accelerator.device, job.accelerator.num_processes
     taken = steps(job)
     for _ in range(warm_up):
         next(taken)
-    _wait(device)
+    wait_for(device)
     ready = time.perf_counter() - begin
     tokens = job.stage.global_batch_tokens
     rates, count = [], 1
@@ -74,7 +75,7 @@ def measure(config: "Config", name: str, seconds: float, rounds: int, warm_up: i
         begin = time.perf_counter()
         for _ in range(count):
             next(taken)
-        _wait(device)
+        wait_for(device)
         each = _slowest(job, (time.perf_counter() - begin) / count)
         rates.append(tokens / each)
         count = max(1, int(seconds / each))
@@ -110,12 +111,14 @@ def _slowest(job: "Job", seconds: float) -> float:
 
 def _data_wait(job: "Job", taken: Iterator[None]) -> float:
     """Share of one step that its windows take to be read."""
+    from dnascale.bench.hardware import wait_for
+
     begin = time.perf_counter()
     job.stream.next_step()
     read = time.perf_counter() - begin
     begin = time.perf_counter()
     next(taken)
-    _wait(job.accelerator.device)
+    wait_for(job.accelerator.device)
     return read / (time.perf_counter() - begin)
 
 
@@ -141,15 +144,6 @@ def _device_name(device: Any) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
     return f"{model}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-
-
-def _wait(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def in_process_of_its_own(

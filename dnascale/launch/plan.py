@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dnascale.config import Config
 from dnascale.errors import UsageError
 from dnascale.launch.machine import Machine
-from dnascale.launch.memory import parameters, state_bytes, tokens_that_fit
+from dnascale.model.memory import parameters, state_bytes, tokens_that_fit
 from dnascale.train.batching import divide_batch
 from dnascale.train.schedules import stages
 

@@ -1,83 +1,33 @@
-"""Training, told in order: join, open the data, build, resume, say what will happen, step, save."""
+"""Training, told in order: assemble, say what will happen, step, save."""
 
 import contextlib
 import gc
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from dnascale.config import Config
-from dnascale.data.corpus import Corpus
-from dnascale.data.masking import Masking
-from dnascale.data.order import Order
-from dnascale.data.read import WindowReader
-from dnascale.data.shorter import ShorterWindows
-from dnascale.data.stream import Batch, Dealing, TrainStream
-from dnascale.errors import CheckpointError, DataError, Stopped
+from dnascale.errors import DataError, Stopped
 from dnascale.faults import fault
-from dnascale.model.flops import stage_flops
-from dnascale.runs import open_data
 from dnascale.train import checkpoint
-from dnascale.train.batching import Batching, divide_batch, to_device
-from dnascale.train.distributed import choose_device, connect, from_main, together
-from dnascale.train.engines import Engine, GradientReductionCheck, build_engine, compile_mode, deepspeed_config
-from dnascale.train.folder import as_recorded, hold_run, require_visible, settle_config, write_run_files
-from dnascale.train.guard import Guard, TakenStep
-from dnascale.train.initial import begin_with, read_source
+from dnascale.train.assemble import Job, assemble, enter
+from dnascale.train.batching import to_device
+from dnascale.train.distributed import from_main, together
+from dnascale.train.engines import GradientReductionCheck
+from dnascale.train.folder import as_recorded, hold_run, require_visible, write_run_files
+from dnascale.train.guard import TakenStep
 from dnascale.train.interruption import Interruption
-from dnascale.train.length import settle_steps
-from dnascale.train.memory import attempt_step, explain_shortage, find_micro_batch, is_out_of_memory
-from dnascale.train.meter import Meter, Speed, measure_speed
+from dnascale.train.memory import explain_shortage, is_out_of_memory
+from dnascale.train.meter import Meter
 from dnascale.train.metrics import MetricsFile, Recorder, Wandb
-from dnascale.train.optim import build_optimizer
-from dnascale.train.precision import settle_precision
 from dnascale.train.retention import prune
 from dnascale.train.saving import Saving
-from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
-from dnascale.train.screen import Screen
-from dnascale.train.state import TrainState
-from dnascale.train.watchdog import Watchdog
-from dnascale.vocab import Vocabulary
+from dnascale.train.schedules import learning_rate, stage_at
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from dnascale.model.modernbert import MaskedLanguageModel
-
-
-#: Entries of the Hugging Face configuration that decide what the model computes.
-_MODEL_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-               "layer_types", "local_attention", "max_position_embeddings")  # fmt: skip
-
-
-@dataclass
-class Job:
-    """A run that is ready to take steps."""
-
-    config: Config
-    run: Path
-    accelerator: "Accelerator"
-    stages: list[Stage]
-    stage: Stage
-    batching: Batching
-    corpus: Corpus
-    order: Order
-    valid: WindowReader | None
-    engine: Engine
-    identity: checkpoint.Identity
-    state: TrainState
-    stream: TrainStream
-    screen: Screen
-    resumed: bool
-    speed: Speed
-    guard: Guard
-    watchdog: Watchdog
-    flops_per_token: float = 0.0  # of this stage
-    saving: Saving | None = None  # a checkpoint on its way
 
 
 def train(config: Config) -> Path:
@@ -85,7 +35,7 @@ def train(config: Config) -> Path:
 
     Raises Stopped when it was asked to stop, and has saved.
     """
-    job = _assemble(config)
+    job = assemble(config)
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
     together(job.accelerator, lambda: require_visible(job.run))
@@ -114,148 +64,6 @@ def train(config: Config) -> Path:
     return job.run
 
 
-def _assemble(config: Config) -> Job:
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-    # Join the other processes.
-    config = settle_precision(config, choose_device(config.train.device))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    of_run = stages(config)
-    batchings = [divide_batch(config, stage, world) for stage in of_run]
-    # Such that DeepSpeed makes room for gradients that accumulate, if any stage does.
-    batching = max(batchings, key=lambda one: one.accumulation)
-    deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
-    accelerator = connect(config.train, deepspeed)
-    run = Path(config.run.dir)
-    screen = Screen(accelerator.is_main_process)
-
-    # Open the data, and check the shards.
-    corpus = together(accelerator, lambda: open_data(config.data))
-    reader, order = together(accelerator, lambda: _open_training_data(config, corpus))
-    valid = together(accelerator, lambda: corpus.held_out("valid", config.model.context))
-    together(accelerator, lambda: _verify(config, reader, valid, accelerator, screen))
-
-    # Build the model; settle what the device and the length of the run decide.
-    module = _build_module(config, corpus, accelerator, deepspeed is not None)
-    config = from_main(accelerator, lambda: settle_config(run, config))
-    config = _settle_micro_batch(config, of_run, reader, order, module, accelerator, screen)
-    config = settle_steps(accelerator, config, of_run, reader, order, module, screen)
-
-    # Hand the model to the engine; continue where the newest valid checkpoint stands.
-    if (how := compile_mode(config, accelerator)) is not None:
-        module.compile_step(how)
-    optimizer = build_optimizer(module, config.optimizer, config.train.precision, with_state=deepspeed is None)
-    engine = build_engine(accelerator, module, optimizer, config, batching.accumulation)
-    identity = checkpoint.Identity(
-        model={key: getattr(module.hf.config, key) for key in _MODEL_KEYS},
-        vocabulary=corpus.vocabulary.digest,
-        data=corpus.fingerprint,
-    )
-    state, resumed = _restore(config, engine, identity, corpus.vocabulary, run, screen)
-    stage = stage_at(of_run, state.position)
-    stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
-    _require_one_order(accelerator, stream)
-    speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
-    job = Job(
-        config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
-        resumed, speed, Guard(config.guard, accelerator.device, state),
-        Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall),
-    )  # fmt: skip
-    _enter(job, stage)
-    return job
-
-
-def _build_module(config: Config, corpus: Corpus, accelerator: "Accelerator", deepspeed: bool) -> "MaskedLanguageModel":
-    """The model with fresh weights, on the device. Under DeepSpeed the weights will be bf16, else matrix products alone are."""
-    from dnascale.model.modernbert import MaskedLanguageModel, build
-
-    bf16 = config.train.precision == "bf16"
-    module = MaskedLanguageModel(
-        build(config.model, corpus.vocabulary, config.train.seed),
-        Masking(corpus.vocabulary, **config.masking.model_dump()),
-        config.data.separate_records,
-        autocast=torch.bfloat16 if bf16 and not deepspeed else None,
-        weights=torch.bfloat16 if bf16 and deepspeed else torch.float32,
-        device=accelerator.device,
-    ).to(accelerator.device)
-    if config.train.recompute:
-        module.recompute_layers()
-    return module
-
-
-def _settle_micro_batch(
-    config: Config,
-    of_run: list[Stage],
-    reader: WindowReader,
-    order: Order,
-    module: "MaskedLanguageModel",
-    accelerator: "Accelerator",
-    screen: Screen,
-) -> Config:
-    """`config` with a number of tokens for train.micro_batch_tokens, where it was `auto`. Collective."""
-    if config.train.micro_batch_tokens != "auto":
-        return config
-    longest = max(of_run, key=lambda stage: (stage.context, stage.masking_rate))
-    parts = ShorterWindows(order, config.model.context // longest.context, 0)
-
-    def read(windows: int) -> Batch:
-        return TrainStream(reader.of_context(longest.context), parts, Dealing(windows)).next_step()[0]
-
-    attempt = attempt_step(module, config, longest, read, compile_mode(config, accelerator))
-    return find_micro_batch(config, of_run, accelerator, attempt, screen.note)
-
-
-def _restore(
-    config: Config, engine: Engine, identity: checkpoint.Identity, vocabulary: Vocabulary, run: Path, screen: Screen
-) -> tuple[TrainState, bool]:
-    """The state to go on from, and whether it is that of a checkpoint, which the engine then has. Collective."""
-    accelerator, total = engine.accelerator, config.train.steps
-    assert total is not None
-    saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
-    for sentence in rejected:
-        screen.warn(sentence)
-    if saved is None:
-        if (location := config.model.init_from) is not None:
-            source = together(accelerator, lambda: read_source(location))
-            sentence = together(accelerator, lambda: begin_with(source, engine, vocabulary))
-            screen.print(f"init     {sentence}")
-        return TrainState(total_steps=total), False
-    together(accelerator, lambda: saved.require(identity, engine.shapes))
-    name, restart = config.optimizer.name, config.optimizer.restart
-    state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
-    checkpoint.load(saved, engine, state)
-    return replace(state, total_steps=total), True
-
-
-def _enter(job: Job, stage: Stage) -> None:
-    """Goes over to the batch, context and masking rate of a stage."""
-    job.stage = stage
-    job.batching = divide_batch(job.config, stage, job.accelerator.num_processes)
-    job.stream = _open_stream(job.config, job.stream.reader, job.order, job.stages, job.state.position, job.accelerator)
-    job.engine.divide(job.batching.micro_windows, job.batching.accumulation)
-    masking = replace(job.engine.module.masking, rate=stage.masking_rate)
-    job.engine.module.masking = masking
-    job.flops_per_token = stage_flops(job.config, masking, job.stream, stage.context)
-
-
-def _open_stream(
-    config: Config, reader: WindowReader, order: Order, of_run: list[Stage], position: int, accelerator: "Accelerator"
-) -> TrainStream:
-    """The windows from `position` (in windows of model.context) to the end of its stage, as this rank sees them."""
-    stage, rank, world = stage_at(of_run, position), accelerator.process_index, accelerator.num_processes
-    batching = divide_batch(config, stage, world)
-    dealing = Dealing(batching.global_windows, batching.accumulation, rank, world)
-    parts = config.model.context // stage.context
-    if parts == 1:
-        return TrainStream(reader.of_context(stage.context), order, dealing, position, config.data.workers)
-    count = None if stage.steps is None else stage.steps * stage.global_batch_tokens // config.model.context
-    shorter = ShorterWindows(order, parts, stage.first_window, count)
-    place = (position - stage.first_window) * parts
-    return TrainStream(reader.of_context(stage.context), shorter, dealing, place, config.data.workers)
-
-
 def open_meter(job: Job) -> Meter:
     by_base = job.corpus.vocabulary.one_base_a_token
     return Meter(job.accelerator, job.speed, job.guard, by_base, repeats=job.corpus.soft_mask_bit)
@@ -269,13 +77,13 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
     valid_loss: float | None = None
     stopped_by: str | None = None
     interruption = Interruption(job.accelerator, job.run)
-    with job.screen.progress(state), _without_garbage_collection(), interruption, job.watchdog:
+    with job.screen.progress(state), without_garbage_collection(), interruption, job.watchdog:
         while state.step < state.total_steps and stopped_by is None:
             if (stage := stage_at(job.stages, state.position)) is not job.stage:
-                _enter(job, stage)
+                enter(job, stage)
                 job.screen.stage(state, stage)
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
-            _step(job, meter, rate, check)
+            take_step(job, meter, rate, check)
             check = None
             job.watchdog.begun()
             last = state.step == state.total_steps
@@ -323,7 +131,7 @@ def _commit(job: Job, recorder: Recorder) -> None:
         prune(path.parent, path, job.config.checkpoint)
 
 
-def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:
+def take_step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:
     """One optimizer step; moves the state on. Nothing here waits for the device: `meter.line` does, now and then."""
     step = job.state.step + 1
     job.watchdog.at("data.read", step)
@@ -351,45 +159,6 @@ def _step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | N
     state.position += windows
 
 
-def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
-    context = config.model.context
-    reader = corpus.reader("train", context, "size" if config.data.verify == "size" else "checksum")
-    longest = corpus.longest_record("train")
-    in_bases = context * corpus.bases_per_token("train")
-    if in_bases > longest and not config.data.allow_short_records:
-        what = "" if in_bases == context else f"(about {in_bases:,.0f} bases) "
-        raise DataError(
-            f"model.context={context} {what}is longer than the longest training record ({longest:,} bases), so "
-            f"no base could ever see that far: use a smaller model.context, or data.allow_short_records=true to pack "
-            "several records into each window all the same."
-        )
-    if config.masking.repeat_weight != 1.0 and not corpus.soft_mask_bit:
-        raise DataError(
-            f"masking.repeat_weight={config.masking.repeat_weight} needs the soft mask in the shards: prepare the data "
-            "with --soft-mask."
-        )
-    return reader, corpus.order(reader, config.train.seed, config.data.lanes, config.data.lane_windows)
-
-
-def _verify(
-    config: Config, reader: WindowReader, valid: WindowReader | None, accelerator: "Accelerator", screen: Screen
-) -> None:
-    """Each rank looks at its share of the shards: sizes, and checksums too with data.verify=start."""
-    for one in filter(None, (reader, valid)):
-        mine = range(accelerator.process_index, len(one.shard_tokens), accelerator.num_processes)
-        for shard in screen.track(mine, "verifying shards"):
-            one.check(shard, blocks=config.data.verify == "start")
-
-
-def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-    saved, rejected = checkpoint.newest_valid(run / "checkpoints")
-    if saved is None and rejected:
-        raise CheckpointError(
-            f"{rejected[0]} No valid checkpoint is left in {run / 'checkpoints'}: remove that folder to start again."
-        )
-    return saved, checkpoint.set_aside(rejected)
-
-
 def _open_recorder(job: Job) -> Recorder:
     if not job.accelerator.is_main_process:
         return Recorder()
@@ -409,7 +178,7 @@ def _announce(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Python looks for reference cycles at its own times, on each rank at another: all others wait for that one."""
     gc.collect()
     gc.freeze()
@@ -419,18 +188,6 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
-
-
-def _require_one_order(accelerator: "Accelerator", stream: TrainStream) -> None:
-    """Raises DataError on every rank when some have other data, or would read them in another order. Collective."""
-    from accelerate.utils import gather_object
-
-    found = gather_object([stream.state_dict()["order"]])
-    if other := [str(rank) for rank, order in enumerate(found) if order != found[0]]:
-        raise DataError(
-            f"rank {', '.join(other)} found other data than rank 0 (another fingerprint or order): each host must see the "
-            "same data set at data.path."
-        )
 
 
 def _require_distinct(accelerator: "Accelerator", digest: int) -> None:

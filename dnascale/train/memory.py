@@ -13,9 +13,10 @@ import psutil
 import torch
 import yaml
 
-from dnascale.config import CompileMode, Config, ModelConfig
+from dnascale.config import CompileMode, Config
 from dnascale.data.stream import Batch
 from dnascale.errors import MemoryShortage, UsageError
+from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.train.batching import divide_batch, to_device
 from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage
@@ -61,15 +62,6 @@ def _divides(config: Config, stage: Stage, world: int) -> bool:
     return True
 
 
-def activation_bytes(model: ModelConfig) -> float:
-    """Bytes a token that a forward pass in fp32 keeps for the backward pass on CPUs, about.
-
-    A layer keeps some 16 values a channel (norms, query, key and value before and after the rotation, attention, sums) and 5 a
-    channel of the gated unit; a mask of the window is kept once.
-    """
-    return 4 * model.layers * (16 * model.hidden_size + 5 * model.intermediate_size) + model.context
-
-
 def recorded(run: Path, devices: list[str]) -> int | None:
     """The micro-batch that a run on the same devices was begun with: taken again, so that it continues to the bit."""
     try:
@@ -106,7 +98,7 @@ def find_micro_batch(
         return with_micro_batch(config, agreed)
     if not probes(device):
         free = psutil.virtual_memory().available * _HOST_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        fits = int(free / activation_bytes(config.model))
+        fits = int(free / token_bytes_on_cpu(config.model))
         smallest = int(accelerator.gather(torch.tensor([fits], device=device)).min())
         chosen = next((tokens for tokens in possible if tokens <= smallest), possible[-1])
         say(f"micro-batch of {chosen:,} tokens, for which this machine has memory")

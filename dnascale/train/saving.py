@@ -52,6 +52,8 @@ class Saving:
         self._folder = folder
         self._final = folder / f"step-{state.step:08d}"
         self._work = folder / f".{self._final.name}.partial"
+        rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
+        self._file = f"rank-{rank:05d}-of-{world:05d}.safetensors"
         self._outcome: Written | Exception | None = None
         from_main(engine.accelerator, lambda: self._plainly(self._reserve))
         tensors = together(engine.accelerator, self._copy)
@@ -104,7 +106,6 @@ class Saving:
         """This rank's fragments, as the manifest describes them, and their values in host memory. Raises NumericsError."""
         import torch
 
-        name = f"rank-{self._engine.accelerator.process_index:05d}-of-{self._engine.accelerator.num_processes:05d}.safetensors"
         copies = []
         for fragment in self._engine.owned():
             value = self._engine.get(fragment).detach()
@@ -112,7 +113,11 @@ class Saving:
                 raise NumericsError(
                     f"{fragment.kind} of {fragment.parameter} is not finite: such a checkpoint is not written."
                 )
-            entry = {"file": name, "key": f"{fragment.kind}/{fragment.parameter}@{fragment.start}", **asdict(fragment)}
+            entry = {
+                "file": self._file,
+                "key": f"{fragment.kind}/{fragment.parameter}@{fragment.start}",
+                **asdict(fragment),
+            }
             copies.append((entry, value.to("cpu", torch.float32, copy=True).contiguous()))
         return copies
 
@@ -123,15 +128,14 @@ class Saving:
             self._outcome = error
 
     def _write_rank(self, tensors: "list[tuple[dict[str, Any], torch.Tensor]]") -> Written:
-        step, rank = self._state.step, self._engine.accelerator.process_index
-        name = f"rank-{rank:05d}-of-{self._engine.accelerator.num_processes:05d}.safetensors"
+        step = self._state.step
         fault("ckpt.write", step)
-        with (self._work / name).open("xb") as out:
+        with (self._work / self._file).open("xb") as out:
             size, digest = write_safetensors(out, ((entry["key"], value) for entry, value in tensors))
             out.flush()
             fault("ckpt.fsync", step)
             os.fsync(out.fileno())
-        return {"name": name, "bytes": size, "sha256": digest}, [entry for entry, _ in tensors]
+        return {"name": self._file, "bytes": size, "sha256": digest}, [entry for entry, _ in tensors]
 
     def _publish(self, files: list[dict[str, Any]], fragments: list[dict[str, Any]]) -> None:
         step = self._state.step

@@ -1,11 +1,7 @@
 #!/usr/bin/env bash
 # The steps of this example on sequences of the repository, with a tiny model: sanity.sh FOLDER
 set -euo pipefail
-[ $# = 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
-cd "$(dirname "$0")"
-source ../tiny.sh
+source "$(dirname "$0")/../tiny.sh" "$@"
 
 # Two species stand for three: yeast genes of the excerpt, and human ones.
 cat > "$out/recipe.yaml" <<END

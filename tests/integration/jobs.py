@@ -88,7 +88,7 @@ def require_deepspeed() -> None:
 
 def dnascale(*words: str | Path, processes: int = 1, timeout: float = 240, **env: str) -> Outcome:
     """Runs `dnascale WORDS`, on as many processes, to the end."""
-    return execute(_command_line, [str(word) for word in words], processes=processes, timeout=timeout, **env)
+    return execute(command_line, [str(word) for word in words], processes=processes, timeout=timeout, **env)
 
 
 def execute(target: Target, *arguments: Any, processes: int = 1, timeout: float = 240, **env: str) -> Outcome:
@@ -136,7 +136,7 @@ def train_until(
     run: Path, data: Dataset, *overrides: str, step: int, processes: int = 1, engine: str = "plain"
 ) -> "Job":
     """Trains until metrics.jsonl shows `step`, and returns the job, which goes on."""
-    job = Job(_command_line, (train_words(run, data, *overrides, engine=engine),), processes, {})
+    job = Job(command_line, (train_words(run, data, *overrides, engine=engine),), processes, {})
     deadline = time.monotonic() + 120
     while not any(line["step"] >= step for line in _whole_lines(run)):
         assert not any(code is not None for code in job.codes()), job.output()
@@ -224,7 +224,7 @@ def _rank(target: Target, arguments: tuple[Any, ...], env: dict[str, str], log: 
     target(*arguments)
 
 
-def _command_line(words: list[str]) -> None:
+def command_line(words: list[str]) -> None:
     from dnascale.cli import main
 
     sys.argv = ["dnascale", *words]

@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs import Job, _command_line, metrics, numbers, train, train_words
+from jobs import Job, command_line, metrics, numbers, train, train_words
 
 from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.shards import Dataset
@@ -55,7 +55,7 @@ def sweep(engine: str, processes: int, kills: int, data: Dataset, folder: Path, 
         run = folder / f"run-{tally.runs}"
         step = 0
         while True:
-            job = Job(_command_line, (train_words(run, data, *LENGTH, engine=engine),), processes, {})
+            job = Job(command_line, (train_words(run, data, *LENGTH, engine=engine),), processes, {})
             if not _kill_somewhere(job, rng, duration, tally):
                 break
             found, rejected = newest_valid(run / "checkpoints")

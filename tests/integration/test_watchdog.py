@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import Job, _command_line, dnascale, metrics, train_until, train_words
+from jobs import Job, command_line, dnascale, metrics, train_until, train_words
 
 from dnascale.data.shards import Dataset
 
@@ -15,7 +15,7 @@ STALL = "guard.stall=2"
 
 def test_the_rank_that_waits_for_its_data_is_named_by_all(human_cds: Dataset, tmp_path: Path) -> None:
     words = train_words(tmp_path / "run", human_cds, "train.steps=8", STALL)
-    job = Job(_command_line, (words,), 2, {"DNASCALE_FAULT": "data.read:rank=1:step=4:sleep=60"})
+    job = Job(command_line, (words,), 2, {"DNASCALE_FAULT": "data.read:rank=1:step=4:sleep=60"})
     begin = time.monotonic()
     assert job.wait(40) == [7, 7], job.output()
     assert time.monotonic() - begin < 40

@@ -10,7 +10,8 @@ import pytest
 
 from dnascale.config import load_config
 from dnascale.errors import UsageError
-from dnascale.train.engines import _STAGES, deepspeed_config
+from dnascale.train.engines import deepspeed_config
+from dnascale.train.engines.deepspeed import STAGES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dnascale" / "ds_configs"
@@ -85,7 +86,7 @@ def test_nothing_is_left_to_be_filled(name: str) -> None:
 
 
 def test_every_file_has_an_engine_of_its_name() -> None:
-    assert set(_STAGES) == set(FILES)
+    assert set(STAGES) == set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,8 +8,8 @@ import pytest
 from dnascale.config import Config, load_config
 from dnascale.errors import UsageError
 from dnascale.launch.machine import Device, Machine, Slurm, expand_hosts, find_slurm
-from dnascale.launch.memory import tokens_that_fit
 from dnascale.launch.plan import Launch, Nodes, plan
+from dnascale.model.memory import tokens_that_fit
 
 GB = 10**9
 H100 = Device("cuda", "NVIDIA H100", 80 * GB)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dnascale.config import load_config
-from dnascale.launch.memory import tokens_that_fit
+from dnascale.model.memory import tokens_that_fit
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

@@ -94,6 +94,8 @@ def measure(backend: str) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from dnascale.bench.hardware import wait_for
+
     world, rank = dist.get_world_size(), dist.get_rank()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
     rows = []
@@ -104,11 +106,11 @@ def measure(backend: str) -> dict[str, Any]:
             raise RuntimeError(f"the sum of {size} bytes over {world} processes is wrong")
         times = []
         for _ in range(5 if size > 1 << 20 else 20):
-            _wait(device)
+            wait_for(device)
             dist.barrier()
             begin = time.perf_counter()
             dist.all_reduce(tensor)
-            _wait(device)
+            wait_for(device)
             times.append(time.perf_counter() - begin)
         slowest = torch.tensor([sorted(times)[len(times) // 2]], device=device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
@@ -128,13 +130,6 @@ def _skew(device: Any) -> float:
     dist.all_gather(every, now)
     times = [float(one) for one in every]
     return max(times) - min(times)
-
-
-def _wait(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

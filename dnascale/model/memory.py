@@ -42,6 +42,15 @@ def token_bytes(model: ModelConfig, flash: bool) -> float:
     return 2 * inner + 8 * global_layers * model.heads * model.context  # fp32: twice the bytes
 
 
+def token_bytes_on_cpu(model: ModelConfig) -> float:
+    """Bytes of activations a token that a forward pass in fp32 keeps for the backward pass on CPUs, about.
+
+    A layer keeps some 16 values a channel (norms, query, key and value before and after the rotation, attention, sums) and 5 a
+    channel of the gated unit; a mask of the window is kept once.
+    """
+    return 4 * model.layers * (16 * model.hidden_size + 5 * model.intermediate_size) + model.context
+
+
 def tokens_that_fit(model: ModelConfig, memory: int, engine: str, processes: int, flash: bool) -> int:
     """Tokens of the largest micro-batch on a device with `memory` bytes, a multiple of the context; 0 if none fits."""
     free = _USABLE * memory - state_bytes(model, engine, processes)

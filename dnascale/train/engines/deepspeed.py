@@ -1,0 +1,95 @@
+"""The configuration that DeepSpeed gets: one of ds_configs/ or the user's own, with every `auto` filled in from the run's."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dnascale.config import Config
+from dnascale.errors import UsageError
+
+#: The files of ds_configs/.
+STAGES = ("zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme")
+
+
+def deepspeed_config(config: Config, micro_windows: int, accumulation: int, world: int) -> dict[str, Any] | None:
+    """The DeepSpeed configuration that the run asks for, `auto` values filled in; None for the plain engine.
+
+    `train.engine` names one of ds_configs/ or a file; `auto` follows `accelerate launch --use_deepspeed`.
+    """
+    path = _config_file(config.train.engine)
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a DeepSpeed configuration: {error}") from None
+    if config.guard.spike is not None:
+        raise UsageError(
+            "guard.spike needs the gradient's norm before the step, which DeepSpeed does not give: leave it out, or train.engine=plain."
+        )
+    stage = values.get("zero_optimization", {}).get("stage") if isinstance(values, dict) else None
+    if stage not in (1, 2, 3):
+        raise UsageError(
+            f"{path} must set zero_optimization.stage to 1, 2 or 3, not {stage}; without ZeRO use train.engine=plain."
+        )
+    for section in ("optimizer", "scheduler", "fp16"):
+        if section in values:
+            raise UsageError(
+                f"{path} has a section '{section}', which the run's own configuration decides: leave it out."
+            )
+    bf16 = config.train.precision == "bf16"
+    if values.setdefault("bf16", {}).setdefault("enabled", "auto") not in ("auto", bf16):
+        raise UsageError(
+            f'{path} sets bf16.enabled={values["bf16"]["enabled"]}, the run has train.precision={config.train.precision}: write "auto".'
+        )
+    values["bf16"]["enabled"] = bf16
+    sizes = batch_sizes(micro_windows, accumulation, world)
+    filled: dict[str, float] = {**sizes, "gradient_clipping": config.optimizer.gradient_clip}
+    for key, value in filled.items():
+        if values.setdefault(key, "auto") not in ("auto", value):
+            raise UsageError(f'{path} sets {key}={values[key]}, the run\'s configuration gives {value}: write "auto".')
+        values[key] = value
+    on_disk = values["zero_optimization"].get("offload_optimizer", {}).get("device") == "nvme"
+    if on_disk and config.optimizer.name != "adamw":
+        raise UsageError(
+            f"{path} keeps the optimizer's state on NVMe, where {config.optimizer.name} cannot reach what it needs of whole "
+            "parameters: use optimizer.name=adamw, or offload to memory (zero3_offload)."
+        )
+    for what in ("offload_optimizer", "offload_param"):
+        if (offload := values["zero_optimization"].get(what, {})).get("nvme_path") == "auto":
+            offload["nvme_path"] = str(_scratch(config.run.dir))
+    return values
+
+
+def batch_sizes(micro_windows: int, accumulation: int, world: int) -> dict[str, int]:
+    """How a step is divided, in DeepSpeed's keys."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_windows,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro_windows * accumulation * world,
+    }
+
+
+def _scratch(run: str) -> Path:
+    """A folder of this run alone on the node's own disk (TMPDIR)."""
+    digest = hashlib.sha256(str(Path(run).resolve()).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"dnascale-offload-{digest}"
+
+
+def _config_file(engine: str) -> Path | None:
+    if engine == "auto":
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+            return None
+        if file := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+            return Path(file)
+        engine = f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if engine == "plain":
+        return None
+    if engine in STAGES:
+        return Path(__file__).parents[2] / "ds_configs" / f"{engine}.json"
+    if engine.endswith(".json"):
+        return Path(engine)
+    raise UsageError(f"train.engine={engine} is none of auto, plain, {', '.join(STAGES)} and no .json file.")
