@@ -176,7 +176,6 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
 def our_steps(config: Any) -> Any:
     """Yields what the header says, then after each step of the training loop."""
     from dnascale.bench.throughput import steps
-    from dnascale.train import loop
     from dnascale.train.assemble import assemble
 
     job = assemble(config)

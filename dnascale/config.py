@@ -227,6 +227,11 @@ class GuardConfig(_Section):
         1800,
         description="seconds without progress in a step after which a process is ended, and it is said who is behind (exit code 7); null = never",
     )
+    replicas: PositiveInt | None = Field(
+        1000,
+        description="optimizer steps between comparisons of the ranks' weights, bit by bit, which also precede each checkpoint (exit code 6 "
+        "where they differ); null = never",
+    )
     spike: PositiveFloat | None = Field(
         None,
         description="leave out steps whose gradient norm is more than so many standard deviations above the mean of the last 128; not "
@@ -244,6 +249,10 @@ class CheckpointConfig(_Section):
         1, ge=0, description="checkpoints that stay for their held-out loss, of those evaluated at their step"
     )
     keep_every: PositiveInt | None = Field(None, description="checkpoints of multiples of so many steps stay")
+    mirror: str | None = Field(
+        None,
+        description="URL (s3://, gs://, ...) or path where the newest `keep` checkpoints are copied, and looked for where run.dir has none as new",
+    )
 
 
 class EvaluationConfig(_Section):
@@ -255,6 +264,7 @@ class LogConfig(_Section):
     every: PositiveInt = Field(10, description="optimizer steps between lines of metrics.jsonl")
     wandb: Literal["off", "online", "offline"] = Field("off", description="mirror metrics.jsonl to Weights & Biases")
     wandb_project: str = Field("dnascale", description="project there")
+    tensorboard: bool = Field(False, description="mirror metrics.jsonl to RUN/tensorboard")
 
 
 class RunConfig(_Section):

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from dnascale.card import model_card
-from dnascale.errors import CheckpointError
+from dnascale.errors import CheckpointError, UsageError
 from dnascale.files import whole_folder
 from dnascale.runs import Run
 
+#: Largest difference of a logit between ONNX Runtime and torch that is rounding.
+_ONNX_TOLERANCE = 1e-3
 
-def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.0) -> Path:
+
+def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.0, onnx: bool = False) -> Path:
     """Writes config, safetensors weights (fp32, in files of at most `shard_gb` GB), tokenizer and model card to `out`, then reads
-    them back. `licence`: for the card.
+    them back. `licence`: for the card. `onnx`: model.onnx too, whose logits are compared.
 
     `out` appears whole or not at all. Raises UsageError or SpaceError when it cannot be written, CheckpointError when the
     model read back differs.
@@ -34,6 +37,8 @@ def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.
             difference = float((again(input_ids=sample).logits - model(input_ids=sample).logits).abs().max())
         if difference != 0.0:
             raise CheckpointError(f"the exported model differs from the trained one (logits by {difference:.2e}).")
+        if onnx:
+            _write_onnx(work, run.config.model.context)
     return out
 
 
@@ -43,3 +48,51 @@ def _clean_config(path: Path) -> None:
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation"):
         values.pop(key, None)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def _write_onnx(folder: Path, context: int) -> None:
+    """model.onnx: input_ids, attention_mask int64 [B, S] -> logits fp32 [B, S, V], for any B and any S up to the context."""
+    import logging
+    import warnings
+
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UsageError("--onnx needs onnxruntime and onnxscript: pip install 'dnascale[onnx]'.") from None
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return logits
+
+    model = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+    ids = torch.zeros(2, min(16, context), dtype=torch.int64)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=context)}
+    path = folder / "model.onnx"
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits(), (), str(path), kwargs=inputs, dynamo=True, input_names=list(inputs), output_names=["logits"],
+            dynamic_shapes=dict.fromkeys(inputs, axes), external_data=False, verbose=False,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch, length in ((1, min(5, context)), (3, context)):
+        ids = torch.arange(batch * length).remainder(4).view(batch, length)
+        mask = torch.ones_like(ids)
+        mask[-1, length // 2 :] = 0
+        with torch.no_grad():
+            wanted = model(input_ids=ids, attention_mask=mask).logits
+        (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        difference = float((torch.from_numpy(found) - wanted)[mask.bool()].abs().max())
+        if not difference < _ONNX_TOLERANCE:
+            raise CheckpointError(f"model.onnx differs from the trained model (logits by {difference:.2e}).")

@@ -74,3 +74,8 @@ def open_data(data: DataConfig, locations: dict[str, str] | None = None) -> Corp
     limit = None if data.cache_limit_gb is None else int(data.cache_limit_gb * 1e9)
     cache = Path(data.cache) if data.cache else None
     return open_corpus(locations or data.locations(), data.weights(), data.temperature, cache, limit)
+
+
+def open_dataset(location: str) -> Corpus:
+    """A single data set, local or at a URL. Raises DataError."""
+    return open_corpus({"data": location})

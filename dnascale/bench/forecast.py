@@ -5,12 +5,14 @@ what three measured rows reached of that (docs/benchmarks/step.md); memory is mo
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dnascale.bench.communication import Cluster, Link, step_seconds
-from dnascale.bench.hardware import Card
+from dnascale.bench.hardware import Card, card_of
 from dnascale.config import Config, ModelConfig
 from dnascale.errors import UsageError
 from dnascale.model.flops import keys_per_token, train_flops_per_token
@@ -54,6 +56,7 @@ class Forecast:
     communication_seconds: float  # of a step, not hidden by anything
     tokens_per_second: float  # of all devices
     mfu: float
+    measured: str | None = None  # the row that the rate comes from; None: the sheet
 
     @property
     def hours(self) -> float:
@@ -67,6 +70,31 @@ class Forecast:
     @property
     def checkpoint_bytes(self) -> int:
         return _SAVED * self.parameters
+
+
+def with_measured(found: Forecast, config: Config, rows: Iterable[dict[str, Any]]) -> Forecast:
+    """`found` with the rate of the fastest row of `dnascale bench` on as many of the same devices, of the same model and engine, if there
+    is one. What was forecast of memory stays.
+    """
+    engine = "ddp" if found.engine == "plain" and found.devices > 1 else found.engine.partition("_")[0]
+    model = config.model.model_dump(mode="json", exclude={"init_from"})
+    same = [
+        row
+        for row in rows
+        if "error" not in row
+        and (row["devices"], row["engine"], row["precision"]) == (found.devices, engine, "bf16")
+        and card_of(row["device"]) == found.card
+        and {key: row["config"]["model"].get(key) for key in model} == model
+    ]
+    if not same:
+        return found
+    best = max(same, key=lambda row: float(row["tokens_per_second"]))
+    rate = float(best["tokens_per_second"])
+    peak = found.devices * found.card.teraflops * 1e12
+    return replace(
+        found, tokens_per_second=rate, step_seconds=config.train.global_batch_tokens / rate, communication_seconds=0.0,
+        mfu=rate * found.flops_per_token / peak, measured=f"{best['name']}, {best['date']}",
+    )  # fmt: skip
 
 
 def seconds_per_token(model: ModelConfig, card: Card, masking_rate: float, vocabulary: int) -> float:

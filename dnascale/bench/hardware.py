@@ -66,6 +66,20 @@ def measured_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16, si
     return 2 * size**3 / best
 
 
+def measured_bandwidth(device: torch.device) -> float:
+    """Bytes/s of the device's memory, read and written both counted: the best of eight copies of a quarter of a gigabyte."""
+    source = torch.rand(1 << 26, device=device)
+    copy = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(8):
+        wait_for(device)
+        begin = time.perf_counter()
+        copy.copy_(source)
+        wait_for(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * source.nbytes / best
+
+
 def wait_for(device: torch.device) -> None:
     """Until the device has done all that was asked of it."""
     if device.type == "cuda":

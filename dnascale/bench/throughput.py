@@ -22,6 +22,7 @@ from dnascale import __version__
 
 if TYPE_CHECKING:
     from dnascale.config import Config
+    from dnascale.data.stream import Batch, TrainStream
     from dnascale.train.assemble import Job
 
 #: What a row must have to stand in a table with others, and of what type.
@@ -30,15 +31,30 @@ COLUMNS: dict[str, type | tuple[type, ...]] = {
     "attention": str, "compile": (str, type(None)), "recompute": (str, bool), "micro_batch_tokens": int, "accumulation": int,
     "global_batch_tokens": int, "tokens_per_second": float, "lowest": float, "highest": float, "tokens_per_second_per_device": float,
     "bases_per_second": float, "samples_per_second": float, "step_seconds": float, "flops_per_token": float, "tflops": float,
-    "mfu": (float, type(None)), "share_of_matmul": float, "data_wait": float, "memory_gb": float, "seconds_to_ready": float, "rounds": int,
+    "mfu": (float, type(None)), "share_of_matmul": float, "data_wait": float, "memory_gb": float, "watts": (float, type(None)), "synthetic": bool, "seconds_to_ready": float, "rounds": int,
     "versions": dict, "commit": (str, type(None)), "date": str, "config": dict,
 }  # fmt: skip
 
 
-def steps(job: "Job") -> Iterator[None]:
-    """Takes one step after the other, with a line of metrics every ten, as a run does by default."""
+class _Repeated:
+    """The first step's batches for ever, in the place of a TrainStream."""
+
+    def __init__(self, stream: "TrainStream") -> None:
+        self._batches = stream.next_step()
+
+    def next_step(self) -> "list[Batch]":
+        return self._batches
+
+
+def steps(job: "Job", synthetic: bool = False) -> Iterator[None]:
+    """Takes one step after the other, with a line of metrics every ten, as a run does by default.
+
+    `synthetic`: all of them on the windows of the first, so that nothing is read.
+    """
     from dnascale.train import loop
 
+    if synthetic:
+        job.stream = _Repeated(job.stream)  # type: ignore[assignment]
     meter = loop.open_meter(job)
     with loop.without_garbage_collection():
         while True:
@@ -48,7 +64,9 @@ def steps(job: "Job") -> Iterator[None]:
             yield
 
 
-def measure(config: "Config", name: str, seconds: float, rounds: int, warm_up: int) -> dict[str, Any] | None:
+def measure(
+    config: "Config", name: str, seconds: float, rounds: int, warm_up: int, synthetic: bool = False
+) -> dict[str, Any] | None:
     """The row of one configuration, as this process and its peers take it; None on ranks other than 0. Collective.
 
     Rounds are of about so many `seconds`; the rate is the median over them.
@@ -56,14 +74,13 @@ def measure(config: "Config", name: str, seconds: float, rounds: int, warm_up: i
     import torch
 
     from dnascale.bench.hardware import peak_flops, wait_for
-    from dnascale.train import loop
     from dnascale.train.assemble import assemble
     from dnascale.train.environment import environment
 
     begin = time.perf_counter()
     job = assemble(config)
     device, world = job.accelerator.device, job.accelerator.num_processes
-    taken = steps(job)
+    taken = steps(job, synthetic)
     for _ in range(warm_up):
         next(taken)
     wait_for(device)
@@ -79,6 +96,7 @@ def measure(config: "Config", name: str, seconds: float, rounds: int, warm_up: i
         each = _slowest(job, (time.perf_counter() - begin) / count)
         rates.append(tokens / each)
         count = max(1, int(seconds / each))
+    watts = _power(device)
     waits = [_data_wait(job, taken) for _ in range(3)]
     memory = _peak_memory(job)
     if not job.accelerator.is_main_process:
@@ -94,7 +112,7 @@ def measure(config: "Config", name: str, seconds: float, rounds: int, warm_up: i
         "tokens_per_second_per_device": rate / world, "bases_per_second": rate * job.speed.bases_per_token,
         "samples_per_second": rate / job.stage.context, "step_seconds": tokens / rate, "flops_per_token": job.flops_per_token,
         "tflops": rate * job.flops_per_token / 1e12, "mfu": None if peak is None else rate * job.flops_per_token / peak / world,
-        "share_of_matmul": rate * job.flops_per_token / job.speed.matmul, "data_wait": statistics.median(waits), "memory_gb": memory,
+        "share_of_matmul": rate * job.flops_per_token / job.speed.matmul, "data_wait": statistics.median(waits), "memory_gb": memory, "watts": watts, "synthetic": synthetic,
         "seconds_to_ready": ready, "rounds": rounds, "versions": known["versions"] | {"python": platform.python_version(), "dnascale": __version__},
         "commit": known.get("commit"), "date": time.strftime("%Y-%m-%d"), "config": job.config.model_dump(mode="json"),
     }  # fmt: skip
@@ -134,6 +152,16 @@ def _peak_memory(job: "Job") -> float:
     return _slowest(job, used / 1e9)
 
 
+def _power(device: Any) -> float | None:
+    """Watts that the device draws right after the last round, by its driver's sensor; None where nothing reads it."""
+    import torch
+
+    try:
+        return torch.cuda.power_draw(device) / 1e3 if device.type == "cuda" else None
+    except Exception:  # without nvidia-ml-py, or a sensor
+        return None
+
+
 def _device_name(device: Any) -> str:
     import torch
 
@@ -171,6 +199,25 @@ def in_process_of_its_own(
         return {"name": name, "error": why, "exit_code": done.returncode}
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of `dnascale bench run`. Raises UsageError or DataError."""
+    from dnascale.errors import DataError, UsageError
+
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["name"]
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{path}:{number} is no row of `dnascale bench run`.") from None
+        rows.append(row)
+    return rows
+
+
 def _child(task: dict[str, Any]) -> None:
     """In the process of a row."""
     from dnascale.config import load_config
@@ -180,7 +227,7 @@ def _child(task: dict[str, Any]) -> None:
 
     settled = load_config(task["preset"], task["overrides"])
     try:
-        row = measure(settled, task["name"], task["seconds"], task["rounds"], task["warm_up"])
+        row = measure(settled, task["name"], task["seconds"], task["rounds"], task["warm_up"], task["synthetic"])
     except Exception as error:
         import torch
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dnascale import __version__
-from dnascale.cli import bench, checkpoints, data, embed, launch, plan, prepare, report, score, tokenizer, train
+from dnascale.cli import bench, checkpoints, data, embed, launch, plan, prepare, probe, report, score, tokenizer, train
 from dnascale.errors import DnascaleError, PeerError, UsageError, printable
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(plan.plan)
 app.command("eval")(train.evaluate)
 app.command()(score.score)
 app.command()(embed.embed)
+app.command()(probe.probe)
 app.command()(report.report)
 app.command()(train.export)
 app.add_typer(checkpoints.app, name="ckpt")

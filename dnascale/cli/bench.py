@@ -7,19 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from dnascale.cli.shared import new_console, new_table
+from dnascale.cli.shared import Json, new_console, new_table
 
 app = typer.Typer(help="Measure the training step on this hardware; compare rows of others.", no_args_is_help=True)
 
+Data = Annotated[
+    str, typer.Option(help="Data set folder; default: the built-in human coding sequences, prepared for it.")
+]
 Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="A bench.jsonl.")]
 
 
 @app.command("run")
 def run(
     presets: Annotated[list[str], typer.Argument(metavar="PRESET...", help="Presets or YAML files.")],
-    data: Annotated[
-        str, typer.Option(help="Data set folder; default: the built-in human coding sequences, prepared for it.")
-    ] = "builtin:human-cds",
+    data: Data = "builtin:human-cds",
     grid: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,6 +35,9 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, help="Of each row; the rate is their median.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.01, help="Of a round, about.")] = 3.0,
     warm_up: Annotated[int, typer.Option(min=1, help="Steps before the first round.")] = 5,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Read the first batch alone, and train on it again and again.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="JSON lines to append to.")] = Path("bench.jsonl"),
 ) -> None:
     """The real training step, data included, for every point of a grid. A row that runs out of memory says so.
@@ -49,7 +53,7 @@ def run(
 
     points = _points(presets, grid or [], processes or [1])
     with tempfile.TemporaryDirectory() as folder:
-        location = _prepared(data, Path(folder)) if data.startswith("builtin:") else str(Path(data).resolve())
+        location = _located(data, Path(folder))
         tasks = []
         for preset, chosen, count in points:
             words = [
@@ -66,8 +70,10 @@ def run(
                 and settled.train.micro_batch_tokens != "auto"
             ):
                 words.append(f"train.global_batch_tokens={settled.train.micro_batch_tokens * count}")
-            tasks.append((preset, words, " ".join([preset, *chosen, *([f"-n {count}"] if count > 1 else [])]), count))
-        console, options = new_console(stderr=True), {"seconds": seconds, "rounds": rounds, "warm_up": warm_up}
+            more = [f"-n {count}"] * (count > 1) + ["--synthetic"] * synthetic
+            tasks.append((preset, words, " ".join([preset, *chosen, *more]), count))
+        console = new_console(stderr=True)
+        options = {"seconds": seconds, "rounds": rounds, "warm_up": warm_up, "synthetic": synthetic}
         rows = []
         for number, (preset, words, name, count) in enumerate(tasks, start=1):
             with console.status(f"{number} of {len(tasks)}: {name}"):
@@ -83,13 +89,17 @@ def table(
     rows: Rows, markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False
 ) -> None:
     """The rows of a file, side by side."""
-    show(_read(rows), markdown)
+    from dnascale.bench.throughput import read_rows
+
+    show(read_rows(rows), markdown)
 
 
 @app.command("compare")
 def compare(before: Rows, after: Rows) -> None:
     """The same rows of two files: how much faster the second is, and whether that is more than their spread."""
-    one, other = ({row["name"]: row for row in _read(path) if "error" not in row} for path in (before, after))
+    from dnascale.bench.throughput import read_rows
+
+    one, other = ({row["name"]: row for row in read_rows(path) if "error" not in row} for path in (before, after))
     both = [name for name in one if name in other]
     shown = new_table("row", "tokens/s before", "after", "times", "beyond the spread", "GB before", "after")
     for name in both:
@@ -108,41 +118,77 @@ def compare(before: Rows, after: Rows) -> None:
 @app.command("validate")
 def validate(rows: Rows) -> None:
     """Whether a file's rows can stand in a table with others: what a contribution of measurements must pass."""
-    from dnascale.bench.throughput import COLUMNS
+    from dnascale.bench.throughput import COLUMNS, read_rows
     from dnascale.errors import DataError
 
     wrong = []
-    for number, row in enumerate(_read(rows), start=1):
+    for number, row in enumerate(read_rows(rows), start=1):
         if "error" in row:
             continue
-        for key, kind in COLUMNS.items():
-            if key not in row:
-                wrong.append(f"{rows}:{number}: {key} is missing")
-            elif not isinstance(row[key], kind) and not (kind is float and isinstance(row[key], int)):
-                wrong.append(f"{rows}:{number}: {key} is {row[key]!r}")
-        if not wrong and not 0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"]:
-            wrong.append(f"{rows}:{number}: tokens_per_second is not between lowest and highest")
-        if not wrong and row["mfu"] is not None and not 0 < row["mfu"] < 1:
-            wrong.append(f"{rows}:{number}: mfu is {row['mfu']}")
+        said = [f"{key} is missing" for key in COLUMNS if key not in row]
+        said += [f"{key} is {row[key]!r}" for key, kind in COLUMNS.items() if key in row and not _is(row[key], kind)]
+        if not said and not 0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"]:
+            said.append("tokens_per_second is not between lowest and highest")
+        if not said and row["mfu"] is not None and not 0 < row["mfu"] < 1:
+            said.append(f"mfu is {row['mfu']}")
+        wrong += [f"{rows}:{number}: {one}" for one in said]
     if wrong:
         raise DataError("\n".join(wrong))
     print(f"{rows}: every row is complete")
 
 
-def show(rows: list[dict[str, Any]], markdown: bool = False) -> None:
-    heads = [
-        "row",
-        "device",
-        "engine",
-        "precision",
-        "tokens/s",
-        "spread",
-        "TFLOP/s",
-        "MFU",
-        "of matmul",
-        "GB",
-        "data wait",
-    ]
+@app.command("plot")
+def plot(
+    rows: Rows,
+    out: Annotated[Path, typer.Option(help="File to write: .png, .svg, or .html with the table below.")] = Path(
+        "bench.png"
+    ),
+) -> None:
+    """The rows of a file as a picture."""
+    from dnascale.bench.plot import plot as draw
+    from dnascale.bench.throughput import read_rows
+
+    found = read_rows(rows)
+    draw(found, out, [HEADS, *_cells(found)])
+    print(out)
+
+
+@app.command("probe")
+def probe(
+    preset: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.")] = "book",
+    override: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for `dnascale train`.")] = None,
+    data: Data = "builtin:human-cds",
+    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="Also sum over so many processes.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """What a step is made of, each alone: matrix products, copies, reading windows, saving, sums over processes."""
+    import tempfile
+    from dataclasses import asdict
+
+    from dnascale.bench.probes import probes
+    from dnascale.config import load_config
+
+    console = new_console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        words = [f"data.path={_located(data, Path(folder))}", "train.steps=1", "data.verify=size", *(override or [])]
+        if not any(word.startswith("run.dir=") for word in words):
+            words.append(f"run.dir={folder}/run")
+        with console.status("probing") as status:
+            found = list(probes(load_config(preset, words), processes, lambda what: status.update(what)))
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    shown = new_table("probe", "median", "slowest", "fastest", "unit")
+    for one in found:
+        shown.add_row(one.what, *(f"{value:,.4g}" for value in (one.value, one.lowest, one.highest)), one.unit)
+    new_console().print(shown)
+
+
+HEADS = ["row", "device", "engine", "precision", "tokens/s", "spread", "TFLOP/s", "MFU", "of matmul", "GB", "data wait"]
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """What is shown of each row, under HEADS; of one without a rate, its name and why."""
     lines = []
     for row in rows:
         if "error" in row:
@@ -154,12 +200,17 @@ def show(rows: list[dict[str, Any]], markdown: bool = False) -> None:
             row["name"], device, row["engine"], row["precision"], f"{row['tokens_per_second']:,.0f}", f"±{spread:.1%}", f"{row['tflops']:,.3g}",
             "" if row["mfu"] is None else f"{row['mfu']:.1%}", f"{row['share_of_matmul']:.0%}", f"{row['memory_gb']:.1f}", f"{row['data_wait']:.1%}",
         ])  # fmt: skip
+    return lines
+
+
+def show(rows: list[dict[str, Any]], markdown: bool = False) -> None:
+    lines = _cells(rows)
     if markdown:
-        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS))
         for line in lines:
-            print("| " + " | ".join([*line, *[""] * (len(heads) - len(line))]) + " |")
+            print("| " + " | ".join([*line, *[""] * (len(HEADS) - len(line))]) + " |")
         return
-    shown = new_table(*heads)
+    shown = new_table(*HEADS)
     for line in lines:
         shown.add_row(*line)
     _print(shown)
@@ -169,6 +220,11 @@ def _print(shown: Any) -> None:
     console = new_console()
     console.width = max(console.width, 160)
     console.print(shown)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """A whole number is a float too."""
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 def _points(presets: list[str], grid: list[str], processes: list[int]) -> list[tuple[str, list[str], int]]:
@@ -183,26 +239,11 @@ def _points(presets: list[str], grid: list[str], processes: list[int]) -> list[t
     ]
 
 
-def _prepared(source: str, folder: Path) -> str:
+def _located(data: str, folder: Path) -> str:
+    """The data set's place; of built-in sequences a set that is prepared for it in `folder`."""
+    if not data.startswith("builtin:"):
+        return str(Path(data).resolve())
     from dnascale.data.prepare import PrepareOptions, prepare
 
-    prepare([source], folder / "data", PrepareOptions(valid=0.1))
+    prepare([data], folder / "data", PrepareOptions(valid=0.1))
     return str(folder / "data")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    from dnascale.errors import DataError, UsageError
-
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            row["name"]
-        except (ValueError, TypeError, KeyError):
-            raise DataError(f"{path}:{number} is no row of `dnascale bench run`.") from None
-        rows.append(row)
-    return rows

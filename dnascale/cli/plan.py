@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,13 @@ def plan(
         typer.Option(metavar="HOURS", min=0.01, help="Say how many tokens can be trained in so many hours instead."),
     ] = None,
     price: Annotated[float | None, typer.Option(metavar="MONEY", min=0, help="Of one device for an hour.")] = None,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows of `dnascale bench run`: rates of the same model on the same hardware are taken from them.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Memory, hours, energy and cost of a run on hardware that need not be here: estimates, from the makers' sheets.
@@ -39,31 +47,32 @@ def plan(
 
     e.g. dnascale plan small --hardware 'RTX 4090' --budget 24
     """
-    from dnascale.bench.forecast import forecast
+    from dnascale.bench.forecast import forecast, with_measured
+    from dnascale.bench.throughput import read_rows
     from dnascale.errors import UsageError
     from dnascale.vocab import CHARACTER
 
     settled, known = _settled(config, overrides or [], tokens)
-    rows, refused = [], []
+    measured = [row for path in rows or () for row in read_rows(path)]
+    found, refused = [], []
     for card in _cards(hardware):
         try:
-            rows.append(forecast(settled, card, devices, known or 1, len(CHARACTER)))
+            one = forecast(settled, card, devices, known or 1, len(CHARACTER))
+            found.append(with_measured(one, settled, measured))
         except UsageError as error:
             refused.append(str(error))
-    if not rows:
+    if not found:
         raise UsageError(refused[0])
     if budget is None and known is None:
         raise UsageError("how long? Say --tokens, train.steps=N, train.epochs=N with data.path, or --budget HOURS.")
     if as_json:
-        print(json.dumps([_json(row, budget, price) for row in rows], indent=1))
+        print(json.dumps([_json(row, budget, price) for row in found], indent=1))
         return
-    _show(settled, rows, refused, budget, price)
+    _show(settled, found, refused, budget, price)
 
 
 def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[Config, int | None]":
     """The configuration, whether or not it says what to train on and for how long, and the tokens of the run, if they are known."""
-    from pathlib import Path
-
     from dnascale.config import load_config
     from dnascale.runs import open_data
 
@@ -103,7 +112,10 @@ def _cards(names: list[str] | None) -> "list[Card]":
 
 
 def _json(row: "Forecast", budget: float | None, price: float | None) -> dict[str, object]:
-    values = asdict(row) | {"checkpoint_bytes": row.checkpoint_bytes, "from": "maker's sheet, scaled by measured rows"}
+    values = asdict(row) | {
+        "checkpoint_bytes": row.checkpoint_bytes,
+        "from": row.measured or "maker's sheet, scaled by measured rows",
+    }
     if budget is not None:
         values["tokens"] = int(row.tokens_per_second * budget * 3600)
         return values | {"hours": budget}
@@ -137,7 +149,7 @@ def _show(
         hours = budget or row.hours
         cells = [
             row.card.name, f"{(row.state_bytes + row.activation_bytes) / 1e9:.1f}", f"{row.card.memory:g}",
-            f"{row.micro_batch_tokens:,} x {row.accumulation}", f"{row.tokens_per_second:,.0f}", f"{row.mfu:.0%}",
+            f"{row.micro_batch_tokens:,} x {row.accumulation}", f"{row.tokens_per_second:,.0f}{'*' if row.measured else ''}", f"{row.mfu:.0%}",
             f"{row.communication_seconds / row.step_seconds:.0%}",
             f"{row.tokens_per_second * budget * 3600 / 1e9:,.2f} G" if budget else f"{hours:,.2f}",
         ]  # fmt: skip
@@ -146,6 +158,9 @@ def _show(
         table.add_row(*cells)
     console.width = max(console.width, 120)
     console.print(table)
+    for row in rows:
+        if row.measured:
+            console.print(f"* {row.card.name}: measured ({row.measured})")
     for sentence in refused:
         console.print(f"not: {sentence}")
     console.print(

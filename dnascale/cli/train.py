@@ -10,6 +10,7 @@ import typer
 from dnascale.cli.shared import Json, RunFolder, new_console, new_table
 
 if TYPE_CHECKING:
+    from dnascale.evaluate.detail import Detail
     from dnascale.evaluate.run import Evaluation
 
 
@@ -47,27 +48,49 @@ def train(
 
 
 def evaluate(
-    run: RunFolder,
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder; or a Hugging Face folder, with --data to evaluate it on.")
+    ],
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "valid",
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     data: Annotated[str | None, typer.Option(help="Data set folder or URL, if it has moved since training.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=3, help="Of a Hugging Face folder: bases a window, if less than it takes.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a Hugging Face folder: JSON file to write, with a picture beside it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Held-out loss of a run, beside baselines fitted on the same training data."""
+    """Held-out loss of a run, beside baselines fitted on the same training data, and what it is of parts of the bases.
+
+    Writes evaluation-SPLIT.json and .png into the run. A run and a Hugging Face folder with the same --context hide the same bases.
+    """
     from rich.progress import Progress
 
-    from dnascale.evaluate.run import evaluate as score
+    from dnascale.errors import UsageError
+    from dnascale.evaluate import run as evaluation
     from dnascale.runs import Run
 
+    of_folder = (model / "config.json").is_file() and not (model / "config.yaml").is_file()
+    if of_folder and data is None:
+        raise UsageError(f"{model} is a Hugging Face folder: say what to evaluate it on, --data FOLDER.")
+    if not of_folder and (context is not None or out is not None):
+        raise UsageError(
+            "--context and --out belong to Hugging Face folders: a run has its own context, and keeps the result."
+        )
     console = new_console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        result = score(
-            Run.open(run, data),
-            split,
-            device.value,
-            lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        )
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        if of_folder:
+            assert data is not None
+            result = evaluation.evaluate_folder(model, data, split, device.value, context, out, progress)
+        else:
+            result = evaluation.evaluate(Run.open(model, data), split, device.value, progress)
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
@@ -81,14 +104,18 @@ def export(
         str | None, typer.Option("--licence", "--license", help="For the model card, e.g. mit or cc-by-4.0.")
     ] = None,
     shard_gb: Annotated[float, typer.Option(min=0.0001, help="Most GB of one file of weights.")] = 5.0,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, its logits compared in ONNX Runtime.")] = False,
 ) -> None:
     """A run's model as a plain Hugging Face folder, loaded by transformers without dnascale."""
     from dnascale.export import export as write
     from dnascale.runs import Run
 
     opened = Run.open(run)
-    write(opened, out, licence, shard_gb)
-    print(f"{out}: model, tokenizer and card of step {opened.checkpoint.state.step:,}, read back with equal logits")
+    write(opened, out, licence, shard_gb, onnx)
+    also = ", and model.onnx, whose logits ONNX Runtime gives too" if onnx else ""
+    print(
+        f"{out}: model, tokenizer and card of step {opened.checkpoint.state.step:,}, read back with equal logits{also}"
+    )
 
 
 def show_evaluation(result: "Evaluation") -> None:
@@ -96,7 +123,8 @@ def show_evaluation(result: "Evaluation") -> None:
 
     console = new_console()
     model = result.model
-    rows = [(f"this model (step {result.step:,})", model.nats_per_base, True)]
+    name = "this model" if result.step is None else f"this model (step {result.step:,})"
+    rows = [(name, model.nats_per_base, True)]
     rows += [(b.name, b.nats_per_base, False) for b in result.baselines]
     table = new_table("held-out loss", "nats per base", "bits per base", "model is better by")
     for name, nats, own in sorted(rows, key=lambda row: -row[1]):
@@ -110,3 +138,19 @@ def show_evaluation(result: "Evaluation") -> None:
         f"accuracy {model.accuracy:.1%} {of_what} over {model.bases:,} bases of the {result.split} split",
         soft_wrap=True,
     )
+    if result.detail is not None:
+        _show_detail(result.detail)
+
+
+def _show_detail(detail: "Detail") -> None:
+    console = new_console()
+    unit = detail.unit + ("s" if detail.units != 1 else "")
+    console.print(
+        f"{detail.loss} nats per base, {detail.ahead} less than {detail.ahead_of} (95 % intervals over {detail.units:,} {unit})"
+    )
+    for title, parts in detail.parts.items():
+        table = new_table(title, "nats per base", "accuracy", "bases")
+        for part in parts:
+            table.add_row(part.name, f"{part.nats_per_base:.4f}", f"{part.accuracy:.1%}", f"{part.bases:,}")
+        console.print()
+        console.print(table)

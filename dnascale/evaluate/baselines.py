@@ -35,7 +35,8 @@ BASES = 4  # token ids 0..3 are A, T, C, G
 OTHER = 4  # the fifth context symbol: every other id, and whatever lies beyond the ends of a record
 SYMBOLS = 5
 PHASES = 3
-LONGEST_MARKOV_ORDER = 7
+LONGEST_MARKOV_ORDER = 7  # of small training splits
+MOST_MARKOV_ORDER = 10
 LONGEST_FLANK = 4
 ALPHAS = tuple(2.0**power for power in range(-2, 17))
 ALPHA_WITHOUT_A_SLICE = 64.0  # where the training records are too few to hold any back
@@ -105,6 +106,25 @@ class ContextModel:
         pad = max(self.left, self.right)
         contexts = self._contexts(symbols, phases, pad, pad + len(record))
         return self._log_p[-1][contexts]
+
+    def losses(self, records: Sequence[Record]) -> Floats:
+        """Return float64[bases of all records]: -ln p of each A, T, C, G given its neighbours, 0 for other symbols.
+
+        Raises ValueError before `fit`.
+        """
+        self._require_fitted()
+        symbols, phases = self._concatenate(records)
+        pad = max(self.left, self.right)
+        found = np.zeros(len(symbols))
+        for start in range(pad, len(symbols) - pad, CHUNK):
+            stop = min(start + CHUNK, len(symbols) - pad)
+            base = symbols[start:stop]
+            contexts = self._contexts(symbols, phases, start, stop)
+            nats = -self._log_p[-1][contexts, np.minimum(base, BASES - 1)]
+            found[start:stop] = np.where(base < BASES, nats, 0.0)
+        lengths = np.array([len(record) for record in records], dtype=np.int64)
+        gaps = pad * np.arange(1, len(lengths) + 1)  # before each record
+        return found[np.arange(lengths.sum()) + np.repeat(gaps, lengths)]
 
     def nats_per_base(self, records: Sequence[Record]) -> list[float]:
         """Return the mean -ln p of the A, T, C, G in `records` for each context length, shortest first.
@@ -215,31 +235,59 @@ class ContextModel:
         return tuple(alphas)
 
 
+class Rivals:
+    """All baselines, fitted."""
+
+    def __init__(self, train: Sequence[Record], progress: Callable[[str], None] | None = None) -> None:
+        """`progress` is given one line before each family of models is fitted. Raises DataError when `train` holds no A, T, C or G."""
+        bases = sum(map(len, train))
+        # A Markov chain of order k has 5^k contexts: so many that there are eight bases for each, or more.
+        affordable = int(np.log(max(1, bases) / 8) / np.log(SYMBOLS))
+        self.order = min(max(LONGEST_MARKOV_ORDER, affordable), MOST_MARKOV_ORDER)
+        flanks = [f"context {k}+{k}" for k in range(1, LONGEST_FLANK + 1)]
+        self._names = {
+            "Markov": ["composition", *(f"Markov order {order}" for order in range(1, self.order + 1))],
+            "context": ["", *flanks],
+            "phase": ["", *(f"{name} + codon phase" for name in flanks)],
+        }
+        # A longest context holds the shorter ones of its family, so one fit gives them all.
+        models = {
+            "Markov": (ContextModel(self.order), f"Markov orders 1 to {self.order}"),
+            "context": (ContextModel(LONGEST_FLANK, LONGEST_FLANK), f"{flanks[0]} to {flanks[-1]}"),
+            "phase": (
+                ContextModel(LONGEST_FLANK, LONGEST_FLANK, phase=True),
+                f"{flanks[0]} to {flanks[-1]} + codon phase",
+            ),
+        }
+        self._models: dict[str, ContextModel] = {}
+        for family, (model, what) in models.items():
+            if progress is not None:
+                progress(f"fitting {what}")
+            self._models[family] = model.fit(train)
+
+    @property
+    def longest(self) -> dict[str, ContextModel]:
+        """The model of the longest context of each family, by its name."""
+        return {names[-1]: self._models[family] for family, names in self._names.items()}
+
+    def score(self, held_out: Sequence[Record]) -> list[Baseline]:
+        """Every baseline on the A, T, C, G of `held_out`. Raises DataError when it holds none."""
+        bases = sum(int(np.count_nonzero(record < BASES)) for record in held_out)
+        if bases == 0:
+            raise DataError("The held-out split holds no A, T, C or G, so no baseline can be scored on it.")
+        lines = [("uniform (ln 4)", float(np.log(BASES)))]
+        for family, names in self._names.items():
+            losses = self._models[family].nats_per_base(held_out)
+            lines += [(name, loss) for name, loss in zip(names, losses, strict=True) if name]
+        return [Baseline(name, loss, bases) for name, loss in lines]
+
+
 def fit_and_score(
     train: Sequence[Record], held_out: Sequence[Record], progress: Callable[[str], None] | None = None
 ) -> list[Baseline]:
     """Fit every baseline on `train` and score it on the A, T, C, G of `held_out` (lists of 1-D uint8 ids).
 
-    `progress` is given one line before each family of models is fitted. The codon-phase lines assume that
-    every record, held-out ones included, starts in frame. The order of the records never matters. Raises
-    DataError when either split holds no A, T, C or G.
+    The codon-phase lines assume that every record, held-out ones included, starts in frame. The order of the records never matters.
+    Raises DataError when either split holds no A, T, C or G.
     """
-    bases = sum(int(np.count_nonzero(record < BASES)) for record in held_out)
-    if bases == 0:
-        raise DataError("The held-out split holds no A, T, C or G, so no baseline can be scored on it.")
-
-    def family(model: ContextModel, what: str) -> list[float]:
-        if progress is not None:
-            progress(f"fitting {what}")
-        return model.fit(train).nats_per_base(held_out)
-
-    # A longest context holds the shorter ones of its family, so one fit gives them all.
-    markov = family(ContextModel(LONGEST_MARKOV_ORDER), f"Markov orders 1 to {LONGEST_MARKOV_ORDER}")
-    names = [f"context {k}+{k}" for k in range(1, LONGEST_FLANK + 1)]
-    plain = family(ContextModel(LONGEST_FLANK, LONGEST_FLANK), f"{names[0]} to {names[-1]}")
-    phased = family(ContextModel(LONGEST_FLANK, LONGEST_FLANK, phase=True), f"{names[0]} to {names[-1]} + codon phase")
-    lines = [("uniform (ln 4)", float(np.log(BASES))), ("composition", markov[0])]
-    lines += [(f"Markov order {order}", markov[order]) for order in range(1, len(markov))]
-    lines += zip(names, plain[1:], strict=True)
-    lines += [(f"{name} + codon phase", loss) for name, loss in zip(names, phased[1:], strict=True)]
-    return [Baseline(name, loss, bases) for name, loss in lines]
+    return Rivals(train, progress).score(held_out)

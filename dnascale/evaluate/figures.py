@@ -45,6 +45,36 @@ def by_consequence(consequences: Sequence[str] | None, scores: dict[str, np.ndar
     _save(figure, path)
 
 
+def held_out(evaluation: dict[str, Any], path: Path) -> None:
+    """An evaluation's loss beside its baselines, and what it is of parts of the bases; as in its JSON."""
+    lines = [("this model", evaluation["model"]["nats_per_base"])]
+    lines += [(one["name"], one["nats_per_base"]) for one in evaluation["baselines"]]
+    lines.sort(key=lambda line: -line[1])
+    detail = evaluation["detail"]
+    parts = {} if detail is None else detail["parts"]
+    figure, panels = _figure(1, 1 + len(parts), 5 + 2.6 * len(parts), 4.2)
+    first = panels[0]
+    colors = ["#d7301f" if name == "this model" else "#9ab8c8" for name, _ in lines]
+    error = None
+    if detail is not None:
+        error = [[value - detail["loss"]["low"] if name == "this model" else 0 for name, value in lines],
+                 [detail["loss"]["high"] - value if name == "this model" else 0 for name, value in lines]]  # fmt: skip
+    first.barh([name for name, _ in lines], [value for _, value in lines], color=colors, xerr=error)
+    least = min(value for _, value in lines)
+    first.set_xlim(least - 0.3 * (lines[0][1] - least) - 0.005, lines[0][1])
+    first.set_xlabel("nats per base (lower is better)")
+    first.tick_params(labelsize=8)
+    for panel, (title, members) in zip(panels[1:], parts.items(), strict=True):
+        places = range(len(members))
+        panel.plot(places, [part["nats_per_base"] for part in members], "o-", color="#2b8cbe")
+        panel.axhline(evaluation["model"]["nats_per_base"], color="#999999", linewidth=0.8, zorder=0)
+        panel.set_xticks(places, [f"{part['name']}\n{part['bases']:,}" for part in members], fontsize=7)
+        panel.set_title(title, fontsize=9)
+        panel.tick_params(axis="y", labelsize=8)
+        panel.margins(x=0.25, y=0.25)
+    _save(figure, path)
+
+
 def _violin(panel: Any, place: int, values: np.ndarray, color: str) -> None:
     """A violin with its quartiles and median; the values themselves where they are too few for a shape."""
     if len(values) < _FEWEST:

@@ -18,7 +18,7 @@ from dnascale.model.attention import Attention
 from dnascale.runs import Run
 from dnascale.train.checkpoint import Checkpoint
 from dnascale.train.distributed import choose_device
-from dnascale.vocab import CHARACTER, PREDICTED_BASES
+from dnascale.vocab import CHARACTER, PREDICTED_BASES, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +51,7 @@ class LanguageModel:
     context: int
     device: torch.device
     autocast: torch.dtype | None = None
+    separator: int | None = None  # what its tokenizer puts between sequences
     _attention: Attention | None = None
     _whole_logits: bool = False
 
@@ -102,6 +103,42 @@ class LanguageModel:
             else:
                 states = self._body(ids, output_hidden_states=True).hidden_states[layer]
         return states[:, len(self.before) : len(self.before) + codes.shape[1]].float()
+
+    @torch.inference_mode()
+    def token_log_p(self, tokens: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """ln p of A, T, C, G, as a data set of characters numbers them, and of all other tokens together: int64 [B, S] of the data
+        set's tokens, masks included, -> [B, S, 5].
+
+        Records are kept apart where this model's attention can; elsewhere the separator is all there is between them.
+        """
+        ids = self._of_tokens(vocabulary)[tokens]
+        separator = int(ids.new_tensor(self._separator))
+        options: dict[str, Any] = {}
+        if self._attention is not None:
+            apart = replace(self._attention, separator=separator)
+            laid_out = apart.lay_out(ids, apart.room(len(ids), int((ids == separator).sum())))
+            options = {"attention_mask": {"full_attention": None, "sliding_attention": None}, "layout": laid_out}
+        else:
+            ids = self._with_ends(ids)
+        with self._precision():
+            if options:
+                logits = self._head(self.hf.base_model(input_ids=ids, **options).last_hidden_state)
+            else:
+                logits = self.hf(input_ids=ids).logits[:, len(self.before) : len(self.before) + tokens.shape[1]]
+        bases = logits.float().log_softmax(dim=-1)[..., self.ids[:PREDICTED_BASES]]
+        others = torch.log1p(-bases.exp().sum(dim=-1, keepdim=True).clamp(max=1 - 1e-7))
+        return torch.cat([bases, others], dim=-1)
+
+    @property
+    def _separator(self) -> int:
+        return self.separator if self.separator is not None else int(self.ids[CHARACTER.tokens.index("N")])
+
+    def _of_tokens(self, vocabulary: Vocabulary) -> torch.Tensor:
+        """int64 [V]: this model's id of each token of a data set."""
+        table = torch.full((len(vocabulary),), self._separator, dtype=torch.int64, device=self.device)
+        table[: len(self.ids)] = self.ids
+        table[vocabulary.mask] = self.mask
+        return table
 
     def _ids(self, codes: np.ndarray) -> torch.Tensor:
         return self.ids[torch.from_numpy(np.array(codes, order="C")).to(self.device).long()]
@@ -250,6 +287,7 @@ def _of_folder(path: Path, device: torch.device, autocast: torch.dtype | None) -
         context=min(limits) - len(before) - len(after),
         device=device,
         autocast=autocast,
+        separator=tokenizer.sep_token_id,
         _attention=kernel,
     )
 

@@ -55,10 +55,12 @@ def held_out_loss(
     world: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
     progress: Callable[[int], None] = lambda _windows: None,
+    note: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
 ) -> HeldOutLoss:
     """`logits` maps int64 [B, S] to [B, S, V]. Windows are dealt out over ranks; `reduce` sums float64 [4, n] over them.
 
     `passes` hides only the first so many groups of tokens (`groups_for`): a cheaper estimate over a fixed share of the bases.
+    `note` is told of each prediction of this rank: shard and place in its stream (int64 [n]), nats float32 and whether it was right.
     Every rank calls `logits` as often. Raises DataError when no base can be scored.
     """
     groups = groups_for(vocabulary)
@@ -94,8 +96,12 @@ def held_out_loss(
             of_scored = predicted[scored].float().cpu()  # float64 sums are kept on the host: MPS has none
             nats = base_nats(of_scored, labels, vocabulary).double()
             kind, correct = _compared(of_scored, labels, vocabulary)
-            for row, values in enumerate((nats, correct.double(), torch.ones_like(nats), bases_per_token[labels])):
-                sums[row].index_add_(0, kind, values)
+            for of, values in enumerate((nats, correct.double(), torch.ones_like(nats), bases_per_token[labels])):
+                sums[of].index_add_(0, kind, values)
+            if note is not None:
+                row, column = (index.cpu().numpy() for index in scored.nonzero(as_tuple=True))
+                where = windows.take(rows[row])
+                note(where.shard, where.start + column, nats.float().numpy(), correct.numpy())
         progress(len(rows))
     nats, correct, count, bases = reduce(sums)
     if not count.sum():

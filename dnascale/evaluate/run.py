@@ -1,32 +1,42 @@
-"""`dnascale eval`: a run's held-out loss beside what simple models of the same data reach."""
+"""`dnascale eval`: a model's held-out loss beside what simple models of the same data reach, and taken apart."""
 
 import itertools
 import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dnascale.data.read import covering_windows, split_records
-from dnascale.evaluate.baselines import Baseline, fit_and_score
+from dnascale.data.corpus import Corpus
+from dnascale.data.read import WindowReader, covering_windows, split_records
+from dnascale.errors import DataError, UsageError
+from dnascale.evaluate.baselines import Baseline, Rivals
+from dnascale.evaluate.detail import BaseLosses, Detail, take_apart
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
 from dnascale.runs import Run
 from dnascale.train.distributed import choose_device
 from dnascale.train.precision import fastest_precision
 
+if TYPE_CHECKING:
+    import torch
+
 #: Baselines are fitted on at most this many training tokens: enough for their largest tables, bounded memory.
 MAX_FIT_TOKENS = 100_000_000
+#: Told (what, done, total): of windows, then of families of baselines.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model and its rivals on one split."""
+    """A model and its rivals on one split. `detail` only where a token is a base."""
 
     run: str
-    step: int
+    step: int | None  # None of a model that is no run
     split: str
     model: HeldOutLoss
     baselines: list[Baseline]
+    detail: Detail | None = None
 
     def to_dict(self) -> dict[str, Any]:
         model = asdict(self.model) | {"bits_per_base": self.model.bits_per_base}
@@ -36,15 +46,14 @@ class Evaluation:
             "split": self.split,
             "model": model,
             "baselines": [asdict(b) | {"bits_per_base": b.nats_per_base / math.log(2)} for b in self.baselines],
+            "detail": None if self.detail is None else self.detail.to_dict(),
         }
 
 
-def evaluate(
-    run: Run, split: str = "valid", device: str = "auto", progress: Callable[[str, int, int], None] | None = None
-) -> Evaluation:
+def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Progress | None = None) -> Evaluation:
     """Scores every base of a split with the run's newest checkpoint, and fits and scores the baselines.
 
-    `progress(what, done, total)` is told of windows, then of families of baselines. Writes `evaluation-SPLIT.json` into the run folder.
+    Writes `evaluation-SPLIT.json` into the run folder, and `evaluation-SPLIT.png` where matplotlib is installed.
     """
     import torch
 
@@ -61,8 +70,60 @@ def evaluate(
         run.model(), masking, run.config.data.separate_records, autocast=torch.bfloat16 if bf16 else None
     )
     model.to(chosen).eval()
-    done = 0
-    total = len(covering_windows(reader.shard_tokens, reader.context)[0])
+    micro = run.config.train.micro_batch_tokens  # a run's own file has a number
+    batch_windows = 1 if micro == "auto" else max(1, micro // run.config.model.context)
+    scored = _score(model.logits, reader, corpus, split, chosen, batch_windows, progress)
+    result = Evaluation(str(run.folder), run.checkpoint.state.step, split, *scored)
+    _write(result, run.folder / f"evaluation-{split}")
+    return result
+
+
+def evaluate_folder(
+    path: Path,
+    data: str,
+    split: str = "valid",
+    device: str = "auto",
+    context: int | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The same of any Hugging Face folder with a masked language model in which each base is one token, on a data set of characters.
+
+    On windows of as many bases as a run with that `context` has, the same positions are hidden, and so both can be compared. Records
+    are divided by the model's own separator, or by its token for N. `out`: the JSON file to write, and a picture beside it.
+    Raises UsageError, DataError.
+    """
+    from dnascale.evaluate.language_model import load_model
+    from dnascale.evaluate.likelihood import BATCH_TOKENS
+    from dnascale.runs import open_dataset
+
+    model = load_model(path, device, context=context)
+    corpus = open_dataset(data)
+    if not corpus.vocabulary.one_base_a_token:
+        raise UsageError(
+            f"{data} has tokens of several bases ({corpus.vocabulary.name}): prepare it again with characters."
+        )
+    reader = corpus.held_out(split, model.context)
+    if reader is None:
+        raise DataError(
+            f"{data} holds out no split '{split}' of {model.context:,} bases or more: --context is smaller."
+        )
+    batch_windows = max(1, BATCH_TOKENS[model.device.type] // model.context)
+    vocabulary = corpus.vocabulary
+    scored = _score(
+        lambda ids: model.token_log_p(ids, vocabulary), reader, corpus, split, model.device, batch_windows, progress
+    )
+    result = Evaluation(str(path), None, split, *scored)
+    if out is not None:
+        _write(result, out.with_suffix(""))
+    return result
+
+
+def _score(
+    logits: "Callable[[torch.Tensor], torch.Tensor]", reader: WindowReader, corpus: Corpus, split: str, device: "torch.device",
+    batch_windows: int, progress: Progress | None,
+) -> tuple[HeldOutLoss, list[Baseline], Detail | None]:  # fmt: skip
+    done, total = 0, len(covering_windows(reader.shard_tokens, reader.context)[0])
 
     def advance(windows: int) -> None:
         nonlocal done
@@ -70,19 +131,24 @@ def evaluate(
         if progress is not None:
             progress("evaluating", done, total)
 
-    micro = run.config.train.micro_batch_tokens  # a run's own file has a number
-    batch_windows = 1 if micro == "auto" else max(1, micro // run.config.model.context)
-    loss = held_out_loss(model.logits, reader, corpus.vocabulary, chosen, batch_windows, progress=advance)
+    losses = BaseLosses(reader) if corpus.vocabulary.one_base_a_token else None
+    loss = held_out_loss(
+        logits, reader, corpus.vocabulary, device, batch_windows, progress=advance, note=losses.add if losses else None
+    )
     families = itertools.count()
-    baselines = fit_and_score(
-        [
-            r
-            for one in corpus.sources.values()
-            for r in split_records(one, "train", MAX_FIT_TOKENS // len(corpus.sources))
-        ],
-        [record for one in reader.sources for record in split_records(one, split)],
+    sources = corpus.sources.values()
+    rivals = Rivals(
+        [record for one in sources for record in split_records(one, "train", MAX_FIT_TOKENS // len(sources))],
         progress=lambda what: progress(what, next(families), 3) if progress is not None else None,
     )
-    result = Evaluation(str(run.folder), run.checkpoint.state.step, split, loss, baselines)
-    (run.folder / f"evaluation-{split}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-    return result
+    baselines = rivals.score([record for one in reader.sources for record in split_records(one, split)])
+    return loss, baselines, take_apart(reader, losses, rivals.longest) if losses is not None else None
+
+
+def _write(result: Evaluation, beside: Path) -> None:
+    from dnascale.evaluate.figures import held_out, possible
+
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.with_name(f"{beside.name}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    if possible():
+        held_out(result.to_dict(), beside.with_name(f"{beside.name}.png"))

@@ -44,6 +44,7 @@ def modernbert_config(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBert
         bos_token_id=vocabulary.cls,
         eos_token_id=vocabulary.sep,
         cls_token_id=vocabulary.cls,
+        classifier_pooling="mean",  # for whoever fine-tunes it: no token stands for the whole sequence
         sep_token_id=vocabulary.sep,
         attn_implementation=attention.NAME,
     )

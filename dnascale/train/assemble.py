@@ -27,6 +27,7 @@ from dnascale.train.initial import begin_with, read_source
 from dnascale.train.length import settle_steps
 from dnascale.train.memory import attempt_step, find_micro_batch
 from dnascale.train.meter import Speed, measure_speed
+from dnascale.train.mirror import Mirror, fetch_newer
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
 from dnascale.train.saving import Saving
@@ -68,6 +69,7 @@ class Job:
     speed: Speed
     guard: Guard
     watchdog: Watchdog
+    mirror: Mirror | None  # on rank 0, where one is asked for
     flops_per_token: float = 0.0  # of this stage
     saving: Saving | None = None  # a checkpoint on its way
 
@@ -92,7 +94,7 @@ def assemble(config: Config) -> Job:
 
     # Open the data, and check the shards.
     corpus = together(accelerator, lambda: open_data(config.data))
-    reader, order = together(accelerator, lambda: _open_training_data(config, corpus))
+    reader, order = together(accelerator, lambda: open_training_data(config, corpus))
     valid = together(accelerator, lambda: corpus.held_out("valid", config.model.context))
     together(accelerator, lambda: _verify(config, reader, valid, accelerator, screen))
 
@@ -117,10 +119,14 @@ def assemble(config: Config) -> Job:
     stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
     _require_one_order(accelerator, stream)
     speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
+    where = config.checkpoint.mirror if accelerator.is_main_process else None
+    mirror = together(
+        accelerator, lambda: None if where is None else Mirror(where, config.checkpoint.keep, screen.warn)
+    )
     job = Job(
         config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
         resumed, speed, Guard(config.guard, accelerator.device, state),
-        Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall),
+        Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall), mirror,
     )  # fmt: skip
     enter(job, stage)
     return job
@@ -172,8 +178,8 @@ def _restore(
     """The state to go on from, and whether it is that of a checkpoint, which the engine then has. Collective."""
     accelerator, total = engine.accelerator, config.train.steps
     assert total is not None
-    saved, rejected = from_main(accelerator, lambda: _find_checkpoint(run))
-    for sentence in rejected:
+    saved, sentences = from_main(accelerator, lambda: _find_checkpoint(run, config.checkpoint.mirror))
+    for sentence in sentences:
         screen.warn(sentence)
     if saved is None:
         if (location := config.model.init_from) is not None:
@@ -215,7 +221,7 @@ def _open_stream(
     return TrainStream(reader.of_context(stage.context), shorter, dealing, place, config.data.workers)
 
 
-def _open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
+def open_training_data(config: Config, corpus: Corpus) -> tuple[WindowReader, Order]:
     context = config.model.context
     reader = corpus.reader("train", context, "size" if config.data.verify == "size" else "checksum")
     longest = corpus.longest_record("train")
@@ -245,13 +251,18 @@ def _verify(
             one.check(shard, blocks=config.data.verify == "start")
 
 
-def _find_checkpoint(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-    saved, rejected = checkpoint.newest_valid(run / "checkpoints")
+def _find_checkpoint(run: Path, mirror: str | None) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The newest valid one, and what is to be said of others."""
+    folder = run / "checkpoints"
+    saved, rejected = checkpoint.newest_valid(folder)
+    fetched = [] if mirror is None else fetch_newer(mirror, folder, saved.state.step if saved is not None else None)
+    if fetched:
+        saved, rejected = checkpoint.newest_valid(folder)
     if saved is None and rejected:
         raise CheckpointError(
-            f"{rejected[0]} No valid checkpoint is left in {run / 'checkpoints'}: remove that folder to start again."
+            f"{rejected[0]} No valid checkpoint is left in {folder}: remove that folder to start again."
         )
-    return saved, checkpoint.set_aside(rejected)
+    return saved, [*fetched, *checkpoint.set_aside(rejected)]
 
 
 def _require_one_order(accelerator: "Accelerator", stream: TrainStream) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from dnascale.config import Config
-from dnascale.errors import DataError, Stopped
+from dnascale.errors import DataError, DnascaleError, Stopped
 from dnascale.faults import fault
+from dnascale.report.page import write_report
 from dnascale.train import checkpoint
 from dnascale.train.assemble import Job, assemble, enter
 from dnascale.train.batching import to_device
@@ -21,7 +22,8 @@ from dnascale.train.guard import TakenStep
 from dnascale.train.interruption import Interruption
 from dnascale.train.memory import explain_shortage, is_out_of_memory
 from dnascale.train.meter import Meter
-from dnascale.train.metrics import MetricsFile, Recorder, Wandb
+from dnascale.train.metrics import MetricsFile, Recorder, TensorBoard, Wandb
+from dnascale.train.replicas import require_equal_replicas
 from dnascale.train.retention import prune
 from dnascale.train.saving import Saving
 from dnascale.train.schedules import learning_rate, stage_at
@@ -50,17 +52,20 @@ def train(config: Config) -> Path:
         if is_out_of_memory(error):
             raise explain_shortage(job.config, job.state.step + 1, job.accelerator.device) from error
         raise
+    if job.mirror is not None:
+        job.mirror.finish()
     together(job.accelerator, recorder.close)
     job.accelerator.wait_for_everyone()
     if lock is not None:
         lock.close()
+    report = _report(job)
     if stopped_by is not None:
         stop = Stopped(
             f"by {stopped_by} after step {job.state.step:,} of {job.state.total_steps:,}, and saved. The same command goes on from there."
         )
         stop.shared = True
         raise stop
-    job.screen.done(job.state, job.state.step - begun_at, valid_loss)
+    job.screen.done(job.state, job.state.step - begun_at, valid_loss, report)
     return job.run
 
 
@@ -100,6 +105,8 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                     job.screen.step(state, line, valid_loss)
                 gc.collect(1)
             with meter.paused():
+                if (every := config.guard.replicas) is not None and (save or state.step % every == 0):
+                    require_equal_replicas(job.engine, state.step)
                 if job.valid is not None and (last or state.step % config.evaluation.every == 0):
                     job.watchdog.at("evaluation", state.step)
                     state.valid_loss = valid_loss = _validate(job)
@@ -129,6 +136,8 @@ def _commit(job: Job, recorder: Recorder) -> None:
     if job.accelerator.is_main_process:
         fault("ckpt.prune", checkpoint.step_of(path))
         prune(path.parent, path, job.config.checkpoint)
+        if job.mirror is not None:
+            job.mirror.send(path)
 
 
 def take_step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck | None) -> None:
@@ -163,7 +172,8 @@ def _open_recorder(job: Job) -> Recorder:
     if not job.accelerator.is_main_process:
         return Recorder()
     wandb = Wandb(as_recorded(job.config), job.run, {"data_fingerprint": job.corpus.fingerprint})
-    return Recorder(MetricsFile(job.run / "metrics.jsonl", job.state.step), wandb)
+    board = TensorBoard(job.config, job.run, job.state.step)
+    return Recorder(MetricsFile(job.run / "metrics.jsonl", job.state.step), [wandb, board])
 
 
 def _announce(job: Job) -> None:
@@ -175,6 +185,19 @@ def _announce(job: Job) -> None:
         job.screen.warn("the data hold out no valid split of a window or more: nothing is evaluated while training.")
     if job.resumed:
         job.screen.print(f"resumed  from the checkpoint of step {job.state.step:,}")
+
+
+def _report(job: Job) -> Path | None:
+    """The page about the run, in its folder; what hinders it is a warning."""
+    if not job.accelerator.is_main_process:
+        return None
+    path = job.run / "report.html"
+    try:
+        write_report([job.run], path)
+    except (DnascaleError, ValueError, KeyError, TypeError) as error:
+        job.screen.warn(f"no report: {error}")
+        return None
+    return path
 
 
 @contextlib.contextmanager

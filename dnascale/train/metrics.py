@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl is the source of truth; wandb and the terminal mirror it."""
+"""Where the numbers of a run go: metrics.jsonl is the source of truth; wandb, TensorBoard and the terminal mirror it."""
 
 import contextlib
 import json
@@ -6,15 +6,13 @@ import math
 import os
 import secrets
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dnascale.config import Config
 from dnascale.errors import UsageError
 from dnascale.files import explained, write_whole
-
-if TYPE_CHECKING:
-    pass
 
 LN4 = math.log(4)
 
@@ -108,21 +106,59 @@ class Wandb:
                 self._run.finish()
 
 
-class Recorder:
-    """Writes lines to metrics.jsonl and wandb; on ranks other than 0, to nothing."""
+class TensorBoard:
+    """Event files in RUN/tensorboard, when asked for. After a successful start its failures are warnings and never stop a run."""
 
-    def __init__(self, file: MetricsFile | None = None, wandb: Wandb | None = None) -> None:
-        self._file, self._wandb = file, wandb
+    def __init__(self, config: Config, run: Path, resumed_step: int) -> None:
+        self._writer: Any = None
+        if not config.log.tensorboard:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                "log.tensorboard=true needs tensorboard: pip install 'dnascale[tensorboard]', or leave it out."
+            ) from None
+        try:
+            # What was written after the checkpoint's step is hidden: those steps are taken again.
+            self._writer = SummaryWriter(
+                str(run / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
+            )
+        except OSError as error:
+            raise explained(error, run / "tensorboard") from error
+
+    def log(self, **values: Any) -> None:
+        if self._writer is None:
+            return
+        step = values.pop("step")
+        try:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, step)
+        except Exception as error:
+            warnings.warn(f"tensorboard: {error}; training goes on", stacklevel=1)
+
+    def finish(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+
+
+class Recorder:
+    """Writes lines to metrics.jsonl and to its mirrors; on ranks other than 0, to nothing."""
+
+    def __init__(self, file: MetricsFile | None = None, mirrors: Sequence[Wandb | TensorBoard] = ()) -> None:
+        self._file, self._mirrors = file, mirrors
 
     def write(self, kind: str, **values: Any) -> None:
         if self._file is not None:
             self._file.write(kind=kind, **values)
-        if self._wandb is not None:
-            self._wandb.log(**values)
+        for mirror in self._mirrors:
+            mirror.log(**values)
 
     def close(self) -> None:
         """Raises UsageError when lines of metrics.jsonl could not be written."""
-        if self._wandb is not None:
-            self._wandb.finish()
+        for mirror in self._mirrors:
+            mirror.finish()
         if self._file is not None:
             self._file.close()

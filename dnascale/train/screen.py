@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: the header, one moving line, and notes. Silent on all but rank 0."""
+"""What a person sees while a run goes on: the header, one panel that moves, and notes. Silent on all but rank 0."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,8 @@ from dnascale.train.schedules import tokens_of
 from dnascale.train.state import TrainState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dnascale.config import Config
     from dnascale.data.corpus import Corpus
     from dnascale.data.order import Order
@@ -22,17 +24,20 @@ if TYPE_CHECKING:
     from dnascale.train.schedules import Stage
 
 T = TypeVar("T")
-_LINES = 25  # of progress in a log file; a terminal has the bar
+_LINES = 25  # of progress in a log file; a terminal has the panel
+_SPARKS = 40  # lines of metrics in the panel's curve
 
 
 class Screen:
-    """Terminal output of rank 0: a live progress bar on a terminal, plain lines elsewhere."""
+    """Terminal output of rank 0: a live panel on a terminal, plain lines elsewhere."""
 
     def __init__(self, main: bool) -> None:
         from rich.console import Console
 
         self.console = Console(highlight=False, markup=False, quiet=not main, soft_wrap=True)
         self._bar: Any = None
+        self._live: Any = None
+        self._losses: list[float] = []  # of the last lines
         self._printed = -1
         self._task: Any = None
         self._tokens = 0  # of the whole run
@@ -109,33 +114,49 @@ class Screen:
 
     @contextlib.contextmanager
     def progress(self, state: TrainState) -> Iterator[None]:
-        """A bar over the tokens while the block runs: steps may differ in how many they take."""
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        """The panel, while the block runs. Its bar is over tokens: steps may differ in how many they take."""
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         if not self.console.is_terminal or self.console.quiet:
             yield
             return
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"), console=self.console, transient=True,
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), expand=True,
         )  # fmt: skip
-        with self._bar:
-            self._task = self._bar.add_task("training", total=self._tokens, completed=state.tokens, numbers="")
+        self._task = self._bar.add_task("training", total=self._tokens, completed=state.tokens)
+        with Live(self._panel(), console=self.console, transient=True, refresh_per_second=4) as self._live:
             yield
         self._bar = None
 
+    def _panel(self, *lines: str) -> Any:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.text import Text
+
+        return Panel(Group(self._bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
+
     def step(self, state: TrainState, line: dict[str, Any], valid_loss: float | None) -> None:
-        numbers = (
-            f"masked loss {line['nats_per_base']:.4f} (ln 4 = {LN4:.3f})  {line['tokens_per_second']:,.0f} tokens/s"
-        )
-        if valid_loss is not None:
-            numbers += f"  valid {valid_loss:.4f}"
+        loss, rate = line["nats_per_base"], f"{line['tokens_per_second']:,.0f} tokens/s"
+        valid = f"  valid {valid_loss:.4f}" if valid_loss is not None else ""
         if self._bar is not None:
+            self._losses = [*self._losses, loss][-_SPARKS:]
+            share = f"{line['mfu']:.0%} MFU" if "mfu" in line else f"{line['share_of_matmul']:.0%} of a matrix product"
             where = f"training {state.step:,}/{state.total_steps:,}"
-            self._bar.update(self._task, description=where, completed=state.tokens, numbers=numbers)
+            self._bar.update(self._task, description=where, completed=state.tokens)
+            self._live.update(
+                self._panel(
+                    f"masked loss {loss:.4f} nats per base, {LN4 - loss:+.4f} below chance (ln 4){valid}   {_sparks(self._losses)}",
+                    f"{rate}, {share}   data wait {line['data_wait']:.1%}   {line['memory_gb']:.1f} GB   learning rate "
+                    f"{line['learning_rate']:.2e}   epoch {line['epoch']:.2f}",
+                )
+            )
         elif state.step * _LINES // state.total_steps > self._printed or state.step == state.total_steps:
             self._printed = state.step * _LINES // state.total_steps
-            self.console.print(f"step {state.step:>6,}/{state.total_steps:,}  {numbers}")
+            self.console.print(
+                f"step {state.step:>6,}/{state.total_steps:,}  masked loss {loss:.4f} (ln 4 = {LN4:.3f})  {rate}{valid}"
+            )
 
     def skip(self, skip: dict[str, Any]) -> None:
         norm = "" if skip["gradient_norm"] is None else f" to {skip['gradient_norm']:.3g}"
@@ -167,7 +188,7 @@ class Screen:
 
         yield from track(items, what, console=self.console, transient=True, disable=not self.console.is_terminal)
 
-    def done(self, state: TrainState, steps: int, valid_loss: float | None) -> None:
+    def done(self, state: TrainState, steps: int, valid_loss: float | None, report: "Path | None") -> None:
         if not steps:
             self.console.print(
                 f"done     nothing was left of {state.total_steps:,} steps; to go on: train.steps=N run.allow_change=true"
@@ -177,6 +198,19 @@ class Screen:
         self.console.print(
             f"done     {state.step:,} steps, {state.tokens:,} tokens in {state.seconds / 60:.1f} min of training{shown}"
         )
+        if report is not None:
+            self.console.print(f"report   {report}")
+
+
+def _sparks(values: list[float]) -> str:
+    """A curve of one line: the highest bar is the largest value."""
+    bars = "▁▂▃▄▅▆▇█"
+    least, most = min(values), max(values)
+    return (
+        "".join(bars[round((value - least) / (most - least) * (len(bars) - 1))] for value in values)
+        if most > least
+        else ""
+    )
 
 
 def _filled(deepspeed: dict[str, Any]) -> str:

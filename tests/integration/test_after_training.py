@@ -43,6 +43,73 @@ def test_evaluation_scores_every_held_out_base_beside_the_baselines(run: Path, h
     assert json.loads((run / "evaluation-valid.json").read_text()) == result
 
 
+def test_evaluation_is_taken_apart_and_drawn(run: Path, human_cds: Dataset) -> None:
+    result = json.loads((run / "evaluation-valid.json").read_text())
+    detail, model = result["detail"], result["model"]
+    assert detail["unit"] == "group"
+    assert detail["units"] > 10
+    assert detail["loss"]["low"] < model["nats_per_base"] < detail["loss"]["high"]
+    assert detail["loss"]["value"] == pytest.approx(model["nats_per_base"], abs=1e-6)
+    rival = next(b["nats_per_base"] for b in result["baselines"] if b["name"] == detail["ahead_of"])
+    assert rival == min(b["nats_per_base"] for b in result["baselines"])
+    assert detail["ahead"]["value"] == pytest.approx(rival - model["nats_per_base"], abs=1e-5)
+    for parts in detail["parts"].values():
+        assert sum(part["bases"] for part in parts) == model["bases"]
+    assert {p["name"]: pytest.approx(p["accuracy"]) for p in detail["parts"]["base"]} == model["accuracy_by_base"]
+    assert (run / "evaluation-valid.png").read_bytes().startswith(b"\x89PNG")
+    assert "less than context 4+4 + codon phase (95 % intervals over" in dnascale("eval", str(run)).output
+
+
+def test_an_exported_folder_evaluates_as_its_run(run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    assert dnascale("export", run, model).code == 0
+    out = tmp_path / "found" / "evaluation.json"
+    outcome = dnascale("eval", model, "--data", human_cds.folder, "--out", out, "--json")
+    assert outcome.code == 0, outcome.output
+    of_run = json.loads(dnascale("eval", run, "--json").output)
+    of_folder = json.loads(outcome.output)
+    assert json.loads(out.read_text()) == of_folder
+    assert out.with_suffix(".png").exists()
+    assert of_folder["step"] is None
+    # bf16 in the run, where this machine is faster with it.
+    assert of_folder["model"]["nats_per_base"] == pytest.approx(of_run["model"]["nats_per_base"], abs=2e-3)
+    assert of_folder["model"]["bases"] == of_run["model"]["bases"]
+    assert of_folder["baselines"] == of_run["baselines"]
+
+
+def test_what_an_evaluation_of_a_folder_lacks_is_a_sentence(run: Path, human_cds: Dataset, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    assert dnascale("export", run, model).code == 0
+    assert "say what to evaluate it on, --data FOLDER" in dnascale("eval", model).error
+    assert "belong to Hugging Face folders" in dnascale("eval", run, "--context", "32").error
+    long = dnascale("eval", model, "--data", human_cds.folder, "--context", "100000")
+    assert "is not between 3 and the 64 bases" in long.error
+    assert (
+        "holds out no split 'nothing'"
+        in dnascale("eval", model, "--data", human_cds.folder, "--split", "nothing").error
+    )
+
+
+def test_onnx_gives_the_logits_of_torch(run: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = tmp_path / "model"
+    outcome = dnascale("export", run, model, "--onnx")
+    assert outcome.code == 0, outcome.output
+    assert "whose logits ONNX Runtime gives too" in outcome.output
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    inputs = tokenizer(["ACG[MASK]ACGTTGCA", "GG[MASK]"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        wanted = AutoModelForMaskedLM.from_pretrained(model).eval()(**inputs).logits
+    session = onnxruntime.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
+    given = {name: inputs[name].numpy() for name in ("input_ids", "attention_mask")}
+    (found,) = session.run(None, given)
+    there = inputs["attention_mask"].bool()
+    assert np.allclose(found[there.numpy()], wanted[there].numpy(), atol=1e-4)
+
+
 LOAD_WITHOUT_DNASCALE = """
 import json, sys
 class Blocked:

@@ -1,6 +1,7 @@
 """`dnascale bench`: rows of the real step, and what is said of them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,98 @@ def test_a_contribution_is_checked(
     outcome = dnascale("bench", "validate", write(path, measured[1][:1], **changes))
     assert outcome.code == 3
     assert f"{path}:1: {sentence}" in outcome.output
+
+
+def test_every_row_of_a_contribution_is_looked_at(
+    measured: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    rows = measured[1]
+    broken = [rows[0] | {"device": 7}, rows[1] | {"lowest": 1e12}, {k: v for k, v in rows[2].items() if k != "mfu"}]
+    outcome = dnascale("bench", "validate", write(tmp_path / "rows.jsonl", broken))
+    for number, sentence in enumerate(("device is 7", "tokens_per_second is not between", "mfu is missing"), start=1):
+        assert f"rows.jsonl:{number}: {sentence}" in outcome.output
+
+
+def test_the_same_windows_again_and_again_read_nothing(human_cds: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    words = [
+        "bench",
+        "run",
+        "nano",
+        "--data",
+        human_cds.folder,
+        *SMALL,
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.05",
+        "--warm-up",
+        "2",
+    ]
+    outcome = dnascale(*words, "--synthetic", "--out", out)
+    assert outcome.code == 0, outcome.output
+    (row,) = (json.loads(line) for line in out.read_text().splitlines())
+    assert row["synthetic"]
+    assert row["name"] == "nano --synthetic"
+    assert row["data_wait"] < 0.001
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("html", b"<!doctype html>")])
+def test_rows_are_drawn(
+    measured: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path, suffix: str, begins: bytes
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", [*measured[1], {"name": "too large", "error": "out of memory"}])
+    out = tmp_path / f"plot.{suffix}"
+    outcome = dnascale("bench", "plot", rows, "--out", out)
+    assert outcome.code == 0, outcome.output
+    content = out.read_bytes()
+    assert content.startswith(begins)
+    if suffix == "html":
+        text = content.decode()
+        assert "<svg" in text
+        assert "http://" not in re.sub(
+            r'xmlns[:a-z]*="[^"]*"|http://(www\.w3\.org|purl\.org|creativecommons\.org|matplotlib\.org)[^"<\s]*',
+            "",
+            text,
+        )
+        for row in measured[1]:
+            assert f"<td>{row['tokens_per_second']:,.0f}</td>" in text
+        assert "out of memory" in text
+
+
+def test_a_plot_that_cannot_be_is_a_sentence(measured: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", measured[1])
+    assert "is none of .png, .svg, .html" in dnascale("bench", "plot", rows, "--out", tmp_path / "plot.doc").error
+    nothing = write(tmp_path / "nothing.jsonl", [{"name": "too large", "error": "out of memory"}])
+    assert (
+        dnascale("bench", "plot", nothing, "--out", tmp_path / "plot.png").error
+        == "no row has a rate: nothing to draw."
+    )
+
+
+def test_each_part_of_a_step_is_measured_alone(human_cds: Dataset, tmp_path: Path) -> None:
+    words = [
+        "bench",
+        "probe",
+        "nano",
+        "--data",
+        human_cds.folder,
+        *SMALL,
+        "--override",
+        f"run.dir={tmp_path / 'run'}",
+        "-n",
+        "2",
+    ]
+    outcome = dnascale(*words, "--json")
+    assert outcome.code == 0, outcome.output
+    found = {one["what"]: one for one in json.loads(outcome.output)}
+    assert list(found) == [
+        "matrix product, fp32", "matrix product, bf16", "copy, read and written", "windows of 64 read, shuffled", "checkpoint of 0.00 GB",
+        "all-reduce, 2 processes",
+    ]  # fmt: skip
+    for one in found.values():
+        assert 0 < one["lowest"] <= one["value"] <= one["highest"]
+    assert list(tmp_path.iterdir()) == []  # what was saved is gone
 
 
 def test_what_is_no_row_is_a_sentence(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from jobs import dnascale
 
+from dnascale.bench.all_reduce import SIZES
 from dnascale.data.shards import Dataset
 from dnascale.launch.doctor import Finding, Options, Verdict, checks, compute, run_check, surroundings
-from dnascale.launch.doctor.communication import SIZES, communication, judge
+from dnascale.launch.doctor.communication import communication, judge
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dnascale.bench.forecast import forecast
+from dnascale.bench.forecast import forecast, with_measured
 from dnascale.bench.hardware import CARDS, Card, card_of
 from dnascale.cli import main
 from dnascale.config import Config, load_config
@@ -118,3 +118,35 @@ def test_what_cannot_be_planned_is_a_sentence(
     code, out = said(capsys, *words)
     assert code == 2
     assert sentence in out
+
+
+def test_a_measured_row_of_the_same_model_and_hardware_gives_the_rate() -> None:
+    settled = config("base")
+    sheet = forecast(settled, card("H100"), 1, 10**9, VOCABULARY)
+    row = {
+        "name": "base", "devices": 1, "device": "NVIDIA H100 80GB HBM3", "engine": "plain", "precision": "bf16", "tokens_per_second": 5e5,
+        "date": "2026-11-26", "config": settled.model_dump(mode="json"),
+    }  # fmt: skip
+    found = with_measured(sheet, settled, [row | {"tokens_per_second": 4e5}, row])
+    assert (found.tokens_per_second, found.measured) == (5e5, "base, 2026-11-26")
+    assert found.mfu == pytest.approx(5e5 * sheet.flops_per_token / 989.4e12)
+    others: list[dict[str, Any]] = [
+        {"devices": 2}, {"device": "NVIDIA A100-SXM4-80GB"}, {"engine": "zero1"}, {"precision": "fp32"},
+        {"config": config("base", "model.layers=3").model_dump(mode="json")}, {"name": "base", "error": "out of memory"},
+    ]  # fmt: skip
+    for change in others:
+        assert with_measured(sheet, settled, [row | change]) == sheet
+
+
+def test_the_command_says_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "name": "base --grid x", "devices": 8, "device": "NVIDIA H100 80GB HBM3", "engine": "ddp", "precision": "bf16", "tokens_per_second": 3e6,
+        "date": "2026-11-26", "config": config("base").model_dump(mode="json"),
+    }  # fmt: skip
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit):
+        main(["plan", "base", "-w", "H100", "-w", "H200", "-n", "8", "--tokens", "1e9", "--rows", str(rows)])
+    said = capsys.readouterr().out
+    assert "3,000,000*" in said
+    assert "* H100: measured (base --grid x, 2026-11-26)" in said

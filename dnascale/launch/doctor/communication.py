@@ -1,21 +1,9 @@
-"""All-reduce between processes: gloo on CPUs, NCCL on GPUs. On several nodes, by torchrun:
+"""Whether processes reach each other, and how fast."""
 
-torchrun --nproc-per-node 8 --nnodes 2 --node-rank I --master-addr HOST -m dnascale.launch.doctor.communication
-"""
-
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from typing import Any
 
+from dnascale.bench.all_reduce import in_new_processes
 from dnascale.launch.doctor.finding import Finding, bad, note, ok
-
-#: Bytes of the tensors that are summed.
-SIZES = (8 << 10, 1 << 20, 16 << 20, 64 << 20)
-_PATIENCE = 180.0
 
 
 def communication(asked: str, processes: int | None) -> list[Finding]:
@@ -31,10 +19,10 @@ def communication(asked: str, processes: int | None) -> list[Finding]:
     backend = "nccl" if device == "cuda" else "gloo"
     if count == 1:
         return [ok("processes", "one GPU, one process: nothing to exchange")]
-    measured, error = _start(count, backend)
+    measured, error = in_new_processes(count, backend)
     what = f"{backend}, {count} processes"
     if measured is None:
-        mend = "NCCL_DEBUG=INFO torchrun --nproc-per-node N -m dnascale.launch.doctor.communication says more"
+        mend = "NCCL_DEBUG=INFO torchrun --nproc-per-node N -m dnascale.bench.all_reduce says more"
         return [bad(what, f"all-reduce fails: {error}", mend if backend == "nccl" else "is the loopback interface up?")]
     return [judge(what, measured, backend)]
 
@@ -51,102 +39,3 @@ def judge(what: str, measured: dict[str, Any], backend: str) -> Finding:
     if backend == "nccl" and largest["bus"] < 10e9:
         return note(what, found, "less than PCIe gives: look at nvidia-smi topo -m and NCCL_DEBUG=INFO", **measured)
     return ok(what, found, **measured)
-
-
-def _start(count: int, backend: str) -> tuple[dict[str, Any] | None, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DNASCALE_BACKEND": backend,
-    }
-    command = [sys.executable, "-m", __name__]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            stderr=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        out, errors = ranks[0].communicate(timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        return None, f"no answer in {_PATIENCE:.0f} s"
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    if ranks[0].returncode:
-        return None, (errors.strip().splitlines() or ["no message"])[-1][:200]
-    return json.loads(out.splitlines()[-1]), ""
-
-
-def measure(backend: str) -> dict[str, Any]:
-    """In each process of an initialised group: {rows: [{bytes, seconds, bus}], skew}. `bus` is bytes/s as NCCL counts them:
-    2 (n - 1) / n of the tensor over the time, which does not depend on the number of processes. `skew` in seconds.
-    """
-    import torch
-    import torch.distributed as dist
-
-    from dnascale.bench.hardware import wait_for
-
-    world, rank = dist.get_world_size(), dist.get_rank()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
-    rows = []
-    for size in SIZES:
-        tensor = torch.full((size // 4,), float(rank + 1), device=device)
-        dist.all_reduce(tensor)
-        if float(tensor[-1]) != world * (world + 1) / 2:
-            raise RuntimeError(f"the sum of {size} bytes over {world} processes is wrong")
-        times = []
-        for _ in range(5 if size > 1 << 20 else 20):
-            wait_for(device)
-            dist.barrier()
-            begin = time.perf_counter()
-            dist.all_reduce(tensor)
-            wait_for(device)
-            times.append(time.perf_counter() - begin)
-        slowest = torch.tensor([sorted(times)[len(times) // 2]], device=device)
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-        seconds = float(slowest)
-        rows.append({"bytes": size, "seconds": seconds, "bus": 2 * (world - 1) / world * size / seconds})
-    return {"processes": world, "rows": rows, "skew": _skew(device)}
-
-
-def _skew(device: Any) -> float:
-    """Seconds between the earliest and the latest clock of all processes, read right after a barrier."""
-    import torch
-    import torch.distributed as dist
-
-    dist.barrier()
-    now = torch.tensor([time.time()], dtype=torch.float64, device=device)
-    every = [torch.zeros_like(now) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, now)
-    times = [float(one) for one in every]
-    return max(times) - min(times)
-
-
-def main() -> None:
-    """One process of the group that the environment describes; rank 0 prints JSON."""
-    import torch
-    import torch.distributed as dist
-
-    backend = os.environ.get("DNASCALE_BACKEND") or ("nccl" if torch.cuda.is_available() else "gloo")
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend)
-    measured = measure(backend)
-    if dist.get_rank() == 0:
-        print(json.dumps(measured), flush=True)
-    dist.barrier()
-    os._exit(0)  # threads of gloo may abort the interpreter's own shutdown
-
-
-if __name__ == "__main__":
-    main()

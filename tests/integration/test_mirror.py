@@ -1,0 +1,164 @@
+"""Checkpoints copied elsewhere: a run whose folder is lost goes on from there, to the bit; a mirror that fails stops nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs import Outcome, dnascale, metrics, numbers, train_words
+
+from dnascale.data.shards import Dataset
+from dnascale.errors import CheckpointError, UsageError
+from dnascale.train import mirror
+from dnascale.train.checkpoint import Checkpoint, committed, newest_valid
+from dnascale.train.mirror import fetch_newer
+
+pytestmark = pytest.mark.faults
+LENGTH = ("train.steps=8", "checkpoint.every=2", "checkpoint.keep=2", "checkpoint.keep_best=0")
+#: Dies long enough after the save of step 4 for that to be sent.
+DIES = "step.forward:step=6:sleep=2,step.forward:step=6:kill"
+
+
+def run_with(run: Path, data: Dataset, location: str, processes: int = 1, **env: str) -> Outcome:
+    return dnascale(*train_words(run, data, *LENGTH, f"checkpoint.mirror={location}"), processes=processes, **env)
+
+
+@pytest.fixture(scope="module")
+def whole(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert dnascale(*train_words(run, human_cds, *LENGTH)).code == 0
+    return numbers(metrics(run))
+
+
+def test_a_run_whose_folder_is_lost_goes_on_from_the_mirror(
+    human_cds: Dataset, tmp_path: Path, whole: list[dict[str, object]]
+) -> None:
+    there = tmp_path / "there"
+    died = run_with(tmp_path / "run", human_cds, str(there), DNASCALE_FAULT=DIES)
+    assert died.code == -9
+    assert [path.name for path in committed(there)] == ["step-00000002", "step-00000004"]
+    shutil.rmtree(tmp_path / "run")
+    again = run_with(tmp_path / "elsewhere", human_cds, str(there))
+    assert again.code == 0, again.output
+    assert f"step-00000004 comes from {there}" in again.output
+    assert "resumed  from the checkpoint of step 4" in again.output
+    assert numbers(metrics(tmp_path / "elsewhere")) == whole[4:]
+    # As many stay there as here.
+    assert [path.name for path in committed(there)] == ["step-00000006", "step-00000008"]
+    for path in committed(there):
+        Checkpoint(path).verify()
+
+
+@pytest.fixture
+def sent(human_cds: Dataset, tmp_path: Path) -> Path:
+    """A mirror with the checkpoints of steps 6 and 8 of a finished run."""
+    there = tmp_path / "sent"
+    assert run_with(tmp_path / "first", human_cds, str(there), processes=2).code == 0
+    return there
+
+
+def test_what_is_not_whole_or_damaged_there_is_never_taken(sent: Path, tmp_path: Path) -> None:
+    newest = sent / "step-00000008"
+    part = next(newest.glob("rank-00001*"))
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    said = fetch_newer(str(sent), tmp_path / "here", None)
+    assert "does not match its SHA-256" in said[0]
+    assert said[1] == f"step-00000006 comes from {sent}"
+    found, rejected = newest_valid(tmp_path / "here")
+    assert found is not None
+    assert (found.state.step, rejected) == (6, [])
+    (sent / "step-00000006" / "MANIFEST.json").unlink()
+    assert fetch_newer(str(sent), tmp_path / "other", None)[1:] == []
+    assert committed(tmp_path / "other") == []
+
+
+def test_only_what_is_newer_is_fetched(sent: Path, tmp_path: Path) -> None:
+    assert fetch_newer(str(sent), tmp_path / "here", 8) == []
+    assert fetch_newer(str(sent), tmp_path / "here", 7) == [f"step-00000008 comes from {sent}"]
+    assert fetch_newer(str(tmp_path / "nothing"), tmp_path / "here", None) == []
+
+
+def test_a_checkpoint_that_is_damaged_here_is_replaced_by_the_mirrors(
+    human_cds: Dataset, sent: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "first" / "checkpoints"
+    for path in committed(folder):
+        manifest = path / "MANIFEST.json"
+        manifest.write_text(manifest.read_text().replace('"step": ', '"step":  ', 1)[:-20])
+    again = run_with(tmp_path / "first", human_cds, str(sent))
+    assert again.code == 0, again.output
+    assert f"step-00000008 comes from {sent}" in again.output
+    assert "nothing was left of 8 steps" in again.output
+    assert (folder / "damaged-step-00000008").is_dir()
+
+
+def test_a_mirror_that_cannot_be_written_is_a_warning(
+    human_cds: Dataset, tmp_path: Path, whole: list[dict[str, object]]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    outcome = run_with(tmp_path / "run", human_cds, f"{tmp_path}/file/there")
+    assert outcome.code == 0, outcome.output
+    assert "warning: step-00000008 is not in " in outcome.output
+    assert numbers(metrics(tmp_path / "run")) == whole
+
+
+def test_a_mirror_that_does_not_answer_does_not_let_a_run_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object) -> list[str]:
+        raise TimeoutError("no route to host")
+
+    monkeypatch.setattr(mirror, "_steps", silent)
+    with pytest.raises(
+        CheckpointError, match=r"does not answer \(TimeoutError: no route to host\), and .* has no checkpoint"
+    ):
+        fetch_newer(str(tmp_path), tmp_path / "here", None)
+    (sentence,) = fetch_newer(str(tmp_path), tmp_path / "here", 4)
+    assert sentence.endswith("the run goes on from its own checkpoints.")
+    with pytest.raises(UsageError, match="is no place that can be written"):
+        fetch_newer("nonsense://there", tmp_path / "here", None)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The environment of a local S3, with a bucket `runs`."""
+    server = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    host = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    host.start()
+    address, port = host.get_host_and_port()
+    env = {
+        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="runs")
+    yield env
+    host.stop()
+
+
+def test_a_bucket_is_a_mirror(
+    human_cds: Dataset, tmp_path: Path, bucket: dict[str, str], whole: list[dict[str, object]]
+) -> None:
+    died = run_with(tmp_path / "run", human_cds, "s3://runs/first", DNASCALE_FAULT=DIES, **bucket)
+    assert died.code == -9, died.output
+    shutil.rmtree(tmp_path / "run")
+    again = run_with(tmp_path / "run", human_cds, "s3://runs/first", **bucket)
+    assert again.code == 0, again.output
+    assert "step-00000004 comes from s3://runs/first" in again.output
+    assert numbers(metrics(tmp_path / "run")) == whole[4:]
+    assert "is not in" not in again.output
+    fetch_newer("s3://runs/first", tmp_path / "fetched", None)
+    found, _ = newest_valid(tmp_path / "fetched")
+    assert found is not None
+    assert found.state.step == 8
+    own = json.loads((tmp_path / "run" / "checkpoints" / "step-00000008" / "MANIFEST.json").read_text())
+    assert found.manifest == own
+    assert not any(name.startswith(".step-") for name in os.listdir(tmp_path / "fetched"))
