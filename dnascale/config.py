@@ -314,7 +314,7 @@ class Config(_Section):
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
     "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.recompute", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
-    "checkpoint", "evaluation", "log", "run",
+    "guard.patience", "guard.stall", "guard.replicas", "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 
 

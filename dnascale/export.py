@@ -1,9 +1,11 @@
 """`dnascale export`: a run's model as a plain Hugging Face folder that needs no dnascale."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from dnascale import __version__
 from dnascale.card import model_card
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.files import whole_folder
@@ -48,6 +50,32 @@ def _clean_config(path: Path) -> None:
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation"):
         values.pop(key, None)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def hub_token() -> str:
+    """HF_TOKEN, and no other place. Raises UsageError without it."""
+    if not (token := os.environ.get("HF_TOKEN")):
+        raise UsageError(
+            "--push needs a token that may write, in the environment: export HF_TOKEN=... (huggingface.co/settings/tokens)."
+        )
+    return token
+
+
+def push(folder: Path, name: str, token: str, private: bool = False) -> str:
+    """Uploads an exported folder to OWNER/NAME of the Hugging Face Hub, which is made if it is not there; gives its address.
+
+    Raises UsageError when the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"dnascale {__version__}")
+    except Exception as error:  # of the Hub, or of whichever HTTP library its own has chosen
+        first = str(error).strip().partition("\n")[0]
+        raise UsageError(f"{folder} is written, but was not pushed to {name}: {first}") from None
+    return address
 
 
 def _write_onnx(folder: Path, context: int) -> None:

@@ -15,8 +15,9 @@ from dnascale.bench.communication import Cluster, Link, step_seconds
 from dnascale.bench.hardware import Card, card_of
 from dnascale.config import Config, ModelConfig
 from dnascale.errors import UsageError
+from dnascale.model.attention import BLOCKED_FROM
 from dnascale.model.flops import keys_per_token, train_flops_per_token
-from dnascale.model.memory import parameters, state_bytes, token_bytes, tokens_that_fit
+from dnascale.model.memory import parameters, state_bytes, token_bytes, token_bytes_on_cpu, tokens_that_fit
 from dnascale.train.batching import divide_batch
 from dnascale.train.memory import candidates, with_micro_batch
 from dnascale.train.schedules import stages
@@ -36,6 +37,12 @@ _BETWEEN = Link(50e9, 10e-6)
 _INSIDE_LATENCY = 5e-6
 #: Bytes a parameter of a checkpoint: fp32 weights and both moments.
 _SAVED = 12
+#: Of CPUs, fitted: of the time that products would take at the rate of a 1,024-cube; bytes that are moved a channel and layer, a head, layer
+#: and key that is seen, and a channel of local layers computed in blocks.
+_CPU_PRODUCTS, _CPU_CHANNEL, _CPU_KEY, _CPU_BLOCKED = 0.645, 1214, 37, 865
+#: Of CPUs, bytes of a process with nothing in it, and what is held of the activations of model/memory.py's estimate, in fp32 (half in bf16).
+_PROCESS, _CPU_KEPT = 475e6, 1.12
+_HOST_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,9 @@ class Forecast:
         return self.tokens / self.tokens_per_second / 3600
 
     @property
-    def kilowatt_hours(self) -> float:
-        """At the devices' full power; hosts and cooling not counted."""
-        return self.hours * self.devices * self.card.watts / 1000
+    def kilowatt_hours(self) -> float | None:
+        """At the devices' full power, where it is known; hosts and cooling not counted."""
+        return None if self.card.watts is None else self.hours * self.devices * self.card.watts / 1000
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -111,6 +118,43 @@ def seconds_per_token(model: ModelConfig, card: Card, masking_rate: float, vocab
     return (ideal / peak + traffic / (_TRAFFIC * bandwidth)) / _REACHED
 
 
+def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
+    """Of a CPU: products at the measured rate, and what is not products as bytes at the measured rate of layer norms. The numbers are a fit to
+    twelve rows on one machine (docs/benchmarks/cpu.md).
+    """
+    model = config.model
+    hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context
+    whole = -(-layers // model.global_every)
+    products = 6 * (
+        layers * (4 * hidden**2 + 3 * hidden * inner) + config.masking.rate * hidden * (hidden + vocabulary)
+    )
+    if config.optimizer.name == "muon":
+        products += _orthogonalisation(model) / config.train.global_batch_tokens
+    blocks = context >= BLOCKED_FROM * (model.local_attention // 2)
+    keys = model.heads * (whole if blocks else layers) * context
+    moved = _CPU_CHANNEL * layers * hidden + _CPU_KEY * keys + _CPU_BLOCKED * blocks * (layers - whole) * hidden
+    return _CPU_PRODUCTS * products / (card.teraflops * 1e12) + moved / (card.bandwidth * 1e12)
+
+
+def _orthogonalisation(model: ModelConfig) -> float:
+    """FLOPs of Muon's five iterations over the matrices of all layers, once a step."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    shapes = ((3 * hidden, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner))
+    sides = [(min(shape), max(shape)) for shape in shapes]
+    return 5.0 * model.layers * sum(4 * long * short**2 + 2 * short**3 for short, long in sides)
+
+
+def _needs(config: Config, card: Card, engine: str, devices: int) -> tuple[float, float, int]:
+    """Bytes of state, bytes of activations a token, and the largest micro-batch in tokens that fits."""
+    model = config.model
+    if not card.cpu:
+        fits = tokens_that_fit(model, int(card.memory * 1e9), engine, devices, flash=True)
+        return state_bytes(model, engine, devices), token_bytes(model, True), fits
+    state = state_bytes(model, engine, devices) + _PROCESS
+    each = token_bytes_on_cpu(model) * (_CPU_KEPT if config.train.precision == "fp32" else _CPU_KEPT / 2)
+    return state, each, max(0, int((_HOST_SHARE * card.memory * 1e9 - state) / each)) // model.context * model.context
+
+
 def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: int, node: int = 8) -> Forecast:
     """What `config` takes on `devices` cards, `node` of them in a machine, for so many tokens.
 
@@ -119,12 +163,12 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
     """
     model, engine = config.model, "plain" if config.train.engine == "auto" else config.train.engine
     of_run = stages(config)
-    fits = tokens_that_fit(model, int(card.memory * 1e9), engine, devices, flash=True)
+    state, activation, fits = _needs(config, card, engine, devices)
     possible = [size for size in candidates(config, of_run, devices) if size <= fits]
     if config.train.micro_batch_tokens != "auto":
         possible = [config.train.micro_batch_tokens] if config.train.micro_batch_tokens <= fits else possible
     if not possible:
-        needs = (state_bytes(model, engine, devices) + model.context * token_bytes(model, True)) / 1e9
+        needs = (state + model.context * activation) / 1e9
         raise UsageError(
             f"on {devices} x {card.name} ({card.memory:g} GB) no micro-batch of {config.train.global_batch_tokens:,} tokens a step fits or divides "
             f"evenly: a single window needs about {needs:,.1f} GB with train.engine={engine}. More devices, ZeRO, or train.recompute=layers."
@@ -132,7 +176,10 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
     micro = possible[0]
     batching = divide_batch(with_micro_batch(config, micro), of_run[0], devices)
     count = parameters(model) + vocabulary * model.hidden_size
-    computing = max(micro * seconds_per_token(model, card, config.masking.rate, vocabulary), _LAUNCH * model.layers)
+    if card.cpu:
+        computing = micro * cpu_seconds_per_token(config, card, vocabulary)
+    else:
+        computing = max(micro * seconds_per_token(model, card, config.masking.rate, vocabulary), _LAUNCH * model.layers)
     inside = min(devices, node)
     cluster = Cluster(math.ceil(devices / node), inside, Link(card.link, _INSIDE_LATENCY), _BETWEEN)
     exchanged = step_seconds(
@@ -142,6 +189,6 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
     rate = config.train.global_batch_tokens / step
     flops = train_flops_per_token(model, vocabulary, config.masking.rate, np.array([model.context]))
     return Forecast(
-        card, devices, engine, count, flops, tokens, state_bytes(model, engine, devices), micro * token_bytes(model, True), micro,
+        card, devices, engine, count, flops, tokens, state, micro * activation, micro,
         batching.accumulation, step, exchanged, rate, rate * flops / (devices * card.teraflops * 1e12),
     )  # fmt: skip

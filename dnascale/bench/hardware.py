@@ -1,8 +1,11 @@
 """What hardware can do at most: peak rates as their makers state them, and measured on the device at hand."""
 
+import platform
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,10 +17,11 @@ class Card:
     name: str
     teraflops: float  # dense bf16 matrix products with fp32 accumulation
     memory: float  # 10^9 bytes
-    bandwidth: float  # 10^12 bytes/s of its memory
-    watts: float
+    bandwidth: float  # 10^12 bytes/s of its memory; of a CPU, of layer norms
+    watts: float | None  # None: not known
     #: Bytes/s in each direction to the other devices of a node: NVLink, Infinity Fabric, or PCIe.
     link: float = 25e9
+    cpu: bool = False  # rates are then measured, and not a maker's
 
 
 #: From NVIDIA's data sheets and architecture papers (A100, H100, H200, B200, L4, L40S, A40, A10; Ampere, Ada and Blackwell GeForce) and
@@ -39,6 +43,33 @@ def card_of(name: str) -> Card | None:
     if "Laptop" in name:  # a smaller chip, under the name of the desktop's
         return None
     return next((card for card in CARDS if re.search(rf"\b{card.name}\b", name, re.IGNORECASE)), None)
+
+
+def card_here(device: torch.device, dtype: torch.dtype) -> Card:
+    """The device at hand: from the table where it is in it, else as measured, in a second or two. Measured rates are of products in `dtype`."""
+    import psutil
+
+    name = device_name(device)
+    if device.type == "cuda" and (known := card_of(name)) is not None:
+        return known
+    if device.type == "cuda":
+        memory: float = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = psutil.virtual_memory().total
+    rate = measured_flops(device, dtype) / 1e12
+    moved = measured_norm(device) if device.type == "cpu" else measured_bandwidth(device)
+    return Card(name, rate, memory / 1e9, moved / 1e12, None, cpu=device.type == "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU its model; of a CPU its model and the threads that torch uses."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -78,6 +109,21 @@ def measured_bandwidth(device: torch.device) -> float:
         wait_for(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * source.nbytes / best
+
+
+def measured_norm(device: torch.device) -> float:
+    """Bytes/s, read and written, of layer norms of 4 MB in fp32: what a CPU does between matrix products, in its caches. Copies of large
+    tensors say less of it, and differ by half from one minute to the next on shared machines. The best of forty.
+    """
+    rows = torch.randn(4096, 256, device=device)
+    best = float("inf")
+    for _ in range(40):
+        wait_for(device)
+        begin = time.perf_counter()
+        torch.nn.functional.layer_norm(rows, (256,))
+        wait_for(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * rows.nbytes / best
 
 
 def wait_for(device: torch.device) -> None:

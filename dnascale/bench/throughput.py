@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ def measure(
     """
     import torch
 
-    from dnascale.bench.hardware import peak_flops, wait_for
+    from dnascale.bench.hardware import device_name, peak_flops, wait_for
     from dnascale.train.assemble import assemble
     from dnascale.train.environment import environment
 
@@ -105,7 +104,7 @@ def measure(
     known = environment()
     return {
         "name": name, "parameters": sum(torch.Size(shape).numel() for shape in job.engine.shapes.values()), "context": job.stage.context,
-        "devices": world, "device": _device_name(device), "precision": job.config.train.precision, "engine": job.engine.name,
+        "devices": world, "device": device_name(device), "precision": job.config.train.precision, "engine": job.engine.name,
         "attention": str(job.engine.module.attention), "compile": job.engine.compiled, "recompute": job.config.train.recompute,
         "micro_batch_tokens": job.batching.micro_windows * job.stage.context, "accumulation": job.batching.accumulation,
         "global_batch_tokens": tokens, "tokens_per_second": rate, "lowest": min(rates), "highest": max(rates),
@@ -160,18 +159,6 @@ def _power(device: Any) -> float | None:
         return torch.cuda.power_draw(device) / 1e3 if device.type == "cuda" else None
     except Exception:  # without nvidia-ml-py, or a sensor
         return None
-
-
-def _device_name(device: Any) -> str:
-    import torch
-
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
-    return f"{model}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
 def in_process_of_its_own(

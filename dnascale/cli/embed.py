@@ -42,9 +42,13 @@ def embed(
     batch_tokens: BatchOption = None,
     as_json: Json = False,
 ) -> None:
-    """Embeddings: the hidden states of a model, of sequences, windows or bases, to Parquet or npy."""
+    """Embeddings: the hidden states of a model, of sequences, windows or bases, to Parquet or npy.
+
+    A killed command goes on where it was when given again. On several devices: torchrun --nproc-per-node N -m dnascale embed ...
+    """
     from dnascale.errors import UsageError
-    from dnascale.evaluate.embed import EmbedOptions, embed_file
+    from dnascale.evaluate.embed import EmbedOptions
+    from dnascale.evaluate.embed_files import embed_file
 
     if window is not None and per is not Per.window:
         raise UsageError("--window belongs to --per window.")
@@ -59,4 +63,6 @@ def embed(
             status.update(f"embedding: {done:,} sequences")
 
         count = embed_file(model, sequences, out, options, settings, advance)
+    if count is None:  # of several processes, the first has written it
+        return
     print(json.dumps({"out": str(out), "vectors": count}) if as_json else f"{out}: {count:,} vectors")

@@ -20,7 +20,12 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for `dnascale train`.")] = None,
     hardware: Annotated[
         list[str] | None,
-        typer.Option("--hardware", "-w", metavar="NAME", help="e.g. H100, 'RTX 4090'; may be repeated. Default: all."),
+        typer.Option(
+            "--hardware",
+            "-w",
+            metavar="NAME",
+            help="e.g. H100, 'RTX 4090', or `here`, measured; may be repeated. Default: all.",
+        ),
     ] = None,
     devices: Annotated[int, typer.Option("--devices", "-n", min=1, help="How many of them.")] = 1,
     tokens: Annotated[
@@ -53,9 +58,11 @@ def plan(
     from dnascale.vocab import CHARACTER
 
     settled, known = _settled(config, overrides or [], tokens)
+    if hardware and "here" in hardware:
+        settled = _for_here(settled)
     measured = [row for path in rows or () for row in read_rows(path)]
     found, refused = [], []
-    for card in _cards(hardware):
+    for card in _cards(hardware, settled, devices):
         try:
             one = forecast(settled, card, devices, known or 1, len(CHARACTER))
             found.append(with_measured(one, settled, measured))
@@ -94,7 +101,30 @@ def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[
     return settled, None
 
 
-def _cards(names: list[str] | None) -> "list[Card]":
+def _for_here(config: "Config") -> "Config":
+    """`config` with the precision that a run on this machine takes."""
+    from dnascale.train.distributed import choose_device
+    from dnascale.train.precision import settle_precision
+
+    return settle_precision(config, choose_device(config.train.device))
+
+
+def _here(config: "Config", devices: int) -> "Card":
+    import torch
+
+    from dnascale.bench.hardware import card_here
+    from dnascale.errors import UsageError
+    from dnascale.train.distributed import choose_device
+
+    device = torch.device(choose_device(config.train.device))
+    if devices > 1 and device.type != "cuda":
+        raise UsageError(
+            f"--devices {devices}: of --hardware here there is one, whose cores several processes would share."
+        )
+    return card_here(device, torch.float32 if config.train.precision == "fp32" else torch.bfloat16)
+
+
+def _cards(names: list[str] | None, config: "Config", devices: int) -> "list[Card]":
     from dnascale.bench.hardware import CARDS, card_of
     from dnascale.errors import UsageError
 
@@ -102,11 +132,12 @@ def _cards(names: list[str] | None) -> "list[Card]":
         return list(CARDS)
     found = []
     for name in names:
+        if name == "here":
+            found.append(_here(config, devices))
+            continue
         if (card := card_of(name)) is None:
             listed = ", ".join(sorted(card.name for card in CARDS))
-            raise UsageError(
-                f"--hardware {name} is not in the table: {listed}. What is here, `dnascale bench` and `dnascale doctor` measure."
-            )
+            raise UsageError(f"--hardware {name} is not in the table: {listed}. What is here is --hardware here.")
         found.append(card)
     return found
 
@@ -153,7 +184,7 @@ def _show(
             f"{row.communication_seconds / row.step_seconds:.0%}",
             f"{row.tokens_per_second * budget * 3600 / 1e9:,.2f} G" if budget else f"{hours:,.2f}",
         ]  # fmt: skip
-        cells += [] if budget else [f"{row.kilowatt_hours:,.2f}"]
+        cells += [] if budget else ["" if row.kilowatt_hours is None else f"{row.kilowatt_hours:,.2f}"]
         cells += [] if price is None else [f"{price * row.devices * hours:,.2f}"]
         table.add_row(*cells)
     console.width = max(console.width, 120)

@@ -104,18 +104,33 @@ def export(
         str | None, typer.Option("--licence", "--license", help="For the model card, e.g. mit or cc-by-4.0.")
     ] = None,
     shard_gb: Annotated[float, typer.Option(min=0.0001, help="Most GB of one file of weights.")] = 5.0,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Then upload it to the Hugging Face Hub; HF_TOKEN is the token."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: for yourself alone, where it is new.")
+    ] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, its logits compared in ONNX Runtime.")] = False,
 ) -> None:
     """A run's model as a plain Hugging Face folder, loaded by transformers without dnascale."""
+    from dnascale.errors import UsageError
     from dnascale.export import export as write
+    from dnascale.export import hub_token
+    from dnascale.export import push as upload
     from dnascale.runs import Run
 
+    if private and push is None:
+        raise UsageError("--private belongs to --push OWNER/NAME.")
+    token = hub_token() if push is not None else ""
     opened = Run.open(run)
     write(opened, out, licence, shard_gb, onnx)
     also = ", and model.onnx, whose logits ONNX Runtime gives too" if onnx else ""
     print(
         f"{out}: model, tokenizer and card of step {opened.checkpoint.state.step:,}, read back with equal logits{also}"
     )
+    if push is not None:
+        print(f"pushed to {upload(out, push, token, private)}")
 
 
 def show_evaluation(result: "Evaluation") -> None:

@@ -1,23 +1,18 @@
-"""`dnascale embed`: hidden states of a model, averaged over sequences or windows, or base by base."""
+"""Embeddings: hidden states of a model, averaged over sequences or windows, or base by base."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from dnascale.data.sources.formats import read
-from dnascale.data.sources.locate import find
-from dnascale.errors import DataError, NumericsError, UsageError
-from dnascale.evaluate.language_model import BASE_OF_CODE, LanguageModel, load_model
+from dnascale.errors import NumericsError, UsageError
+from dnascale.evaluate.language_model import BASE_OF_CODE, LanguageModel
 from dnascale.evaluate.likelihood import BATCH_TOKENS, reverse_complement
 from dnascale.evaluate.variants.alleles import codes_of
-from dnascale.files import check_new_folder, explained, sync
 
 Per = Literal["sequence", "window", "base"]
-KINDS = (".parquet", ".npy")
 #: Bases of sequences whose windows are sorted by length together, which makes batches of one length.
 _TOGETHER = 1 << 17
 
@@ -73,15 +68,22 @@ def embed(
     options = options or EmbedOptions()
     if options.window is not None and options.window < 1:
         raise UsageError(f"windows of {options.window} bases are none: 1 or more.")
-    batch: list[tuple[str, np.ndarray]] = []
-    tokens = 0
+    for batch in batches(sequences):
+        yield from _embed_batch(model, [(name, codes_of(letters)) for name, letters in batch], options)
+
+
+def batches(sequences: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Sequences in groups of about as many bases, in their order."""
+    batch: list[tuple[str, bytes]] = []
+    bases = 0
     for name, letters in sequences:
-        batch.append((name, codes_of(letters)))
-        tokens += len(letters)
-        if tokens >= _TOGETHER:
-            yield from _embed_batch(model, batch, options)
-            batch, tokens = [], 0
-    yield from _embed_batch(model, batch, options)
+        batch.append((name, letters))
+        bases += len(letters)
+        if bases >= _TOGETHER:
+            yield batch
+            batch, bases = [], 0
+    if batch:
+        yield batch
 
 
 def pieces(number: int, length: int, context: int) -> list[_Piece]:
@@ -154,108 +156,3 @@ def _hidden(model: LanguageModel, codes: np.ndarray, options: EmbedOptions) -> n
     if not np.isfinite(found).all():
         raise NumericsError(f"{model.name} gives hidden states that are not finite: its weights are damaged.")
     return found
-
-
-def embed_file(
-    model: Path,
-    sequences: Sequence[str],
-    out: Path,
-    options: EmbedOptions,
-    settings: dict[str, Any],
-    progress: Callable[[int], None] = lambda _sequences: None,
-) -> int:
-    """Embeds the records of files of any format that `prepare` reads into `out`; gives the number of vectors.
-
-    Parquet: name, start, end (0-based, half-open), embedding. npy: float32 [n, H], and what each row is in NAME.tsv beside it.
-    `out` appears whole or not at all. `settings`: device, precision and context of `load_model`. Raises UsageError, DataError,
-    CheckpointError or SpaceError.
-    """
-    if out.suffix not in KINDS:
-        raise UsageError(f"{out} is neither .parquet nor .npy.")
-    check_new_folder(out)  # the same holds for a file
-    beside = out.with_suffix(".tsv")
-    if out.suffix == ".npy" and beside.exists():
-        raise UsageError(f"{beside} exists, which is to say what the rows of {out.name} are: choose another name.")
-    inputs = find(list(sequences))
-    loaded = load_model(model, **settings)
-
-    def records() -> Iterator[tuple[str, bytes]]:
-        for input in inputs:
-            for record in read(input):
-                yield record.name, record.bases[:]
-                progress(1)
-
-    work = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write = _write_parquet if out.suffix == ".parquet" else _write_npy
-        count = write(embed(loaded, records(), options), work, loaded.size)
-        if not count:
-            raise DataError(f"{', '.join(sequences)} has no base to embed.")
-        if out.suffix == ".npy":
-            _rows_of(work).replace(beside)
-        sync(work)
-        work.replace(out)
-    except OSError as error:
-        raise explained(error, out) from error
-    finally:
-        work.unlink(missing_ok=True)
-        _rows_of(work).unlink(missing_ok=True)
-    return count
-
-
-def _write_parquet(embeddings: Iterator[Embedding], path: Path, size: int) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    fields = [
-        ("name", pa.string()),
-        ("start", pa.int64()),
-        ("end", pa.int64()),
-        ("embedding", pa.list_(pa.float32(), size)),
-    ]
-    schema, count = pa.schema(fields), 0
-    with pq.ParquetWriter(path, schema) as file:
-        for rows in _chunks(embeddings):
-            values = pa.array(np.concatenate([row.values for row in rows]).astype(np.float32))
-            columns = [pa.array([getattr(row, field) for row in rows]) for field, _ in fields[:3]]
-            vectors = pa.FixedSizeListArray.from_arrays(values, size)
-            file.write_table(pa.Table.from_arrays([*columns, vectors], schema=schema))
-            count += len(rows)
-    return count
-
-
-def _write_npy(embeddings: Iterator[Embedding], path: Path, size: int) -> int:
-    """The header has room for any number of rows, and is written again when their number is known."""
-    count = 0
-    with path.open("wb") as file, _rows_of(path).open("w") as names:
-        names.write("name\tstart\tend\n")
-        file.write(_npy_header(0, size))
-        for rows in _chunks(embeddings):
-            file.write(np.stack([row.values for row in rows]).astype("<f4").tobytes())
-            names.writelines(f"{row.name}\t{row.start}\t{row.end}\n" for row in rows)
-            count += len(rows)
-        file.seek(0)
-        file.write(_npy_header(count, size))
-    return count
-
-
-def _npy_header(count: int, size: int) -> bytes:
-    """Format 1.0 of numpy.lib.format, 128 bytes."""
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {size}), }}"
-    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
-
-
-def _rows_of(work: Path) -> Path:
-    return work.with_name(work.name + ".tsv")
-
-
-def _chunks(embeddings: Iterator[Embedding], rows: int = 4096) -> Iterator[list[Embedding]]:
-    chunk: list[Embedding] = []
-    for one in embeddings:
-        chunk.append(one)
-        if len(chunk) == rows:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

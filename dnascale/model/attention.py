@@ -18,7 +18,7 @@ from torch.nn import functional
 NAME = "dnascale"
 
 #: Local layers in blocks pay where a window is longer than this many reaches; below, one dense mask is as fast.
-_BLOCKED_FROM = 6
+BLOCKED_FROM = 6
 
 
 class Layout(NamedTuple):
@@ -196,7 +196,7 @@ class Attention:
         half = dtype in (torch.bfloat16, torch.float16)
         if device.type == "cuda" and half and head_size % 8 == 0 and head_size <= 256 and _has_windowed_varlen(device):
             return cls("flash", separator, reach)
-        return cls("blocks" if context >= _BLOCKED_FROM * reach else "masks", separator, reach)
+        return cls("blocks" if context >= BLOCKED_FROM * reach else "masks", separator, reach)
 
     def __str__(self) -> str:
         return {

@@ -79,6 +79,9 @@ def _events(lines: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
             last = line["position"] + line["windows"] - 1
             text = f"left out: {line['reason']}{norm} (windows {line['position']:,} to {last:,})"
             events.append({"kind": "skip", "step": line["step"], "text": text})
+        elif line["kind"] == "straggler":
+            text = f"rank {line['rank']} held up the others: {line['section']}, {line['times']:.1f} times the median"
+            events.append({"kind": "straggler", "step": line["step"], "text": text})
         elif line["kind"] == "stop":
             events.append({"kind": "stop", "step": line["step"], "text": f"stopped by {line['reason']}, and saved"})
         elif line["kind"] == "resume":

@@ -71,7 +71,7 @@ def train(config: Config) -> Path:
 
 def open_meter(job: Job) -> Meter:
     by_base = job.corpus.vocabulary.one_base_a_token
-    return Meter(job.accelerator, job.speed, job.guard, by_base, repeats=job.corpus.soft_mask_bit)
+    return Meter(job.accelerator, job.speed, job.guard, job.engine.clock, by_base, repeats=job.corpus.soft_mask_bit)
 
 
 def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]:
@@ -96,10 +96,10 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
             save = last or stopped_by is not None or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
             if line_due := save or state.step % config.log.every == 0:
-                line, skips = meter.line(state, job.order.epoch_windows)
-                for skip in skips:
-                    recorder.write("skip", **skip)
-                    job.screen.skip(skip)
+                line, events = meter.line(state, job.order.epoch_windows)
+                for event in events:
+                    recorder.write(**event)
+                    job.screen.event(event)
                 if line is not None:
                     recorder.write("train", **line)
                     job.screen.step(state, line, valid_loss)

@@ -13,6 +13,7 @@ from dnascale.model.loss_groups import GROUPS
 from dnascale.train.guard import Guard, TakenStep
 from dnascale.train.memory import peak_bytes
 from dnascale.train.state import TrainState
+from dnascale.train.stragglers import ForwardClock, Stragglers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,11 +52,15 @@ def measure_speed(accelerator: "Accelerator", precision: str, bases_per_token: f
 class Meter:
     """What has happened since the last line of metrics.jsonl: loss sums on the device, windows, waiting."""
 
-    def __init__(self, accelerator: "Accelerator", speed: Speed, guard: Guard, by_base: bool, repeats: bool) -> None:
+    def __init__(
+        self, accelerator: "Accelerator", speed: Speed, guard: Guard, clock: ForwardClock, by_base: bool, repeats: bool
+    ) -> None:
         """`by_base`: a token is a base, so each base has a loss. `repeats`: the shards say which bases are soft-masked."""
         self._accelerator = accelerator
         self._speed = speed
         self._guard = guard
+        self._clock = clock
+        self._stragglers = Stragglers()
         self._shown = {group for group in GROUPS if by_base or len(group) > 1} - (
             set() if repeats else {"repeats", "outside_repeats"}
         )
@@ -104,7 +109,8 @@ class Meter:
         self._started += time.monotonic() - begin
 
     def line(self, state: TrainState, epoch_windows: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """The line to write, summed over ranks, and a record of each step that was left out; begins anew. Collective.
+        """The line to write, summed over ranks, and what is noteworthy: steps that were left out, ranks that hold up the others; each with
+        its `kind`. Begins anew. Collective.
 
         There is no line when no loss was finite. Raises NumericsError when the guard's patience is at an end.
         """
@@ -115,13 +121,16 @@ class Meter:
         sums = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
         digest = accelerator.reduce(torch.tensor([self.digest], device=device), reduction="sum")
         elapsed = time.monotonic() - self._started
-        own = [elapsed / steps, self._waited / elapsed, peak_bytes(device) / 1e9]
+        own = [elapsed / steps, self._waited / elapsed, peak_bytes(device) / 1e9, self._clock.mean()]
         of_ranks = accelerator.gather(torch.tensor([own], dtype=torch.float32, device=device)).T.tolist()
         state.seconds += elapsed
         loss, masked_loss, nats_per_base = (_mean(sums, first) for first in (0, 2, 4))
+        waited = [share * seconds for share, seconds in zip(of_ranks[1], of_ranks[0], strict=True)]
+        slow = self._stragglers.look(state.step, of_ranks[3], waited, elapsed / steps)
+        events = [{"kind": "skip", **skip} for skip in skips] + [{"kind": "straggler", **vars(one)} for one in slow]
         if loss is None:
             self._reset()
-            return None, skips
+            return None, events
         kept = [norm for norm, out in zip(norms, left_out, strict=True) if not out]
         rate = self._tokens / elapsed
         line = {
@@ -145,11 +154,13 @@ class Meter:
             "data_wait_max": max(of_ranks[1]),
             "step_seconds_min": min(of_ranks[0]),
             "step_seconds_max": max(of_ranks[0]),
+            "forward_seconds_min": min(of_ranks[3]),
+            "forward_seconds_max": max(of_ranks[3]),
             "memory_gb": max(of_ranks[2]),
             "seconds": state.seconds,
         }
         self._reset()
-        return line, skips
+        return line, events
 
     def _losses(self, sums: list[float]) -> dict[str, float]:
         """The loss of each group that has members."""

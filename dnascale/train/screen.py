@@ -158,11 +158,19 @@ class Screen:
                 f"step {state.step:>6,}/{state.total_steps:,}  masked loss {loss:.4f} (ln 4 = {LN4:.3f})  {rate}{valid}"
             )
 
-    def skip(self, skip: dict[str, Any]) -> None:
-        norm = "" if skip["gradient_norm"] is None else f" to {skip['gradient_norm']:.3g}"
-        last = skip["position"] + skip["windows"] - 1
+    def event(self, event: dict[str, Any]) -> None:
+        """A step that was left out, or a rank that holds up the others."""
+        if event["kind"] == "skip":
+            norm = "" if event["gradient_norm"] is None else f" to {event['gradient_norm']:.3g}"
+            last = event["position"] + event["windows"] - 1
+            self.warn(
+                f"step {event['step']:,} left out: {event['reason']}{norm} (windows {event['position']:,} to {last:,} of the order)."
+            )
+            return
+        what = "a forward pass takes" if event["section"] == "forward" else "it waits for data"
         self.warn(
-            f"step {skip['step']:,} left out: {skip['reason']}{norm} (windows {skip['position']:,} to {last:,} of the order)."
+            f"rank {event['rank']} holds up the others: {what} {event['seconds'] * 1e3:,.1f} ms, {event['times']:.1f} times the median "
+            "of the ranks."
         )
 
     def stage(self, state: TrainState, stage: "Stage") -> None:

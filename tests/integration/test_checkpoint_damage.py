@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from jobs import train
+from one_rank import OneRank
 
 from dnascale.config import CheckpointConfig
 from dnascale.data.shards import Dataset
@@ -187,30 +188,6 @@ def lay_out(state: list[Operation], root: Path, before: Path, to: Path) -> None:
                 place.rename(target)
 
 
-class OneRank:
-    """As much of an engine as a save needs: the weights of a checkpoint."""
-
-    name = "plain"
-
-    def __init__(self, of: Checkpoint) -> None:
-        from types import SimpleNamespace
-
-        from dnascale.train.engines import Fragment
-
-        self._weights = of.weights()
-        self.config = SimpleNamespace(optimizer=SimpleNamespace(name="adamw"))
-        self.accelerator = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True)
-        self.shapes = {name: tuple(value.shape) for name, value in self._weights.items()}
-        self.kinds = {name: {"weight": shape} for name, shape in self.shapes.items()}
-        self._fragments = [Fragment(name, "weight", 0, value.numel()) for name, value in self._weights.items()]
-
-    def owned(self) -> list[Any]:
-        return self._fragments
-
-    def get(self, fragment: Any) -> Any:
-        return self._weights[fragment.parameter].reshape(-1)
-
-
 @pytest.mark.parametrize("keep", [1, 2])
 def test_after_a_power_cut_at_any_moment_of_a_save_a_whole_checkpoint_is_found(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
@@ -219,7 +196,7 @@ def test_after_a_power_cut_at_any_moment_of_a_save_a_whole_checkpoint_is_found(
     of = Checkpoint(saved)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda values: values)
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: values)
-    engine: Any = OneRank(of)
+    engine: Any = OneRank({name: {"weight": value} for name, value in of.weights().items()})
     for step in (2, 4):
         save(folder, engine, TrainState(9, step), of.identity)
     prune(folder, folder / "step-00000004", CheckpointConfig(keep=keep))

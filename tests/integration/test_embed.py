@@ -146,6 +146,55 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.fa", "in.fa"]
 
 
+def test_a_command_that_was_killed_goes_on_where_it_was(
+    folder: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dnascale.evaluate import embed as embedding
+    from dnascale.evaluate import embed_files
+
+    monkeypatch.setattr(embedding, "_TOGETHER", 40)  # four parts
+    words = ("embed", folder, fasta, "--device", "cpu", "--out")
+    assert run(capsys, *words, tmp_path / "whole.npy")[0] == 0
+    done: list[int] = []
+    real = embed_files.embed
+
+    def counted(*arguments: object) -> object:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embed_files, "embed", counted)
+    assert run(capsys, *words, tmp_path / "a.npy")[0] == 130
+    assert not (tmp_path / "a.npy").exists()
+    (parts,) = tmp_path.glob(".a.npy.parts-*")
+    assert len(list(parts.glob("*.npy"))) == 2
+    # Another layer is other work.
+    done.clear()
+    assert run(capsys, *words, tmp_path / "a.npy", "--layer", "1")[0] == 130
+    done.clear()
+    code, said = run(capsys, *words, tmp_path / "a.npy")
+    assert (code, len(done)) == (0, 2), said
+    for suffix in (".npy", ".tsv"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert not list(tmp_path.glob(".a.npy*"))
+
+
+def test_two_processes_write_the_file_of_one(folder: Path, fasta: Path, tmp_path: Path) -> None:
+    from jobs import dnascale
+
+    with fasta.open("a") as file:
+        for number in range(1200):
+            file.write(f">more{number}\n{SEQUENCES['s3'].decode() * 3}\n")
+    for processes in (1, 2):
+        outcome = dnascale(
+            "embed", folder, fasta, "--device", "cpu", "--out", tmp_path / f"{processes}.parquet", processes=processes
+        )
+        assert outcome.code == 0, outcome.output
+        assert outcome.output.count("1,207 vectors") == 1
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+
+
 def test_windows_of_one_base_and_without_a_base(model: LanguageModel) -> None:
     one = [w.values for w in embed(model, [("x", b"ANC")], EmbedOptions(per="window", window=1))]
     bases = [w.values for w in embed(model, [("x", b"ANC")], EmbedOptions(per="base"))]

@@ -150,3 +150,38 @@ def test_the_command_says_what_is_measured(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "3,000,000*" in said
     assert "* H100: measured (base --grid x, 2026-11-26)" in said
+
+
+# --- this machine, as it is measured ---
+
+CPU_ROWS = [
+    json.loads(line)
+    for line in (Path(__file__).parents[2] / "docs" / "benchmarks" / "cpu.jsonl").read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize("row", CPU_ROWS, ids=lambda row: f"{row['name']} at {row['context']}")
+def test_rows_of_a_cpu_are_met_within_15_per_cent_in_time_and_10_in_memory(row: dict[str, Any]) -> None:
+    """With the matrix product that the row itself measured, and layer norms at 27.3 GB/s, as this machine has them."""
+    machine = Card(row["device"], row["tflops"] / row["share_of_matmul"], 25, 0.0273, None, cpu=True)
+    found = forecast(Config.model_validate(row["config"]), machine, 1, 10**6, VOCABULARY)
+    assert found.micro_batch_tokens == row["micro_batch_tokens"]
+    assert found.tokens_per_second == pytest.approx(row["tokens_per_second"], rel=0.15)
+    assert (found.state_bytes + found.activation_bytes) / 1e9 == pytest.approx(row["memory_gb"], rel=0.10)
+    assert found.kilowatt_hours is None
+
+
+def test_the_cpu_was_measured_in_at_least_six_ways() -> None:
+    ways = {(row["parameters"], row["context"], row["micro_batch_tokens"], row["precision"]) for row in CPU_ROWS}
+    assert len(ways) >= 6
+
+
+def test_what_is_here_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "nano", "train.device=cpu", "-w", "here", "--tokens", "1e6"])
+    said = capsys.readouterr().out
+    assert "thread" in said
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "nano", "train.device=cpu", "-w", "here", "-n", "2", "--tokens", "1e6"])
+    assert stopped.value.code == 2
+    assert "of --hardware here there is one" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from dnascale.train import meter
 from dnascale.train.guard import Guard, TakenStep
 from dnascale.train.meter import Meter, Speed
 from dnascale.train.state import TrainState
+from dnascale.train.stragglers import ForwardClock
 from dnascale.vocab import CHARACTER
 
 MODEL = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=16, context=64, initializer_range=0.5)
@@ -74,6 +75,7 @@ def of_loss(value: float) -> torch.Tensor:
     return sums
 
 
+CLOCK = ForwardClock(torch.device("cpu"))
 GUARD = Guard(GuardConfig(), torch.device("cpu"), TrainState(9))
 
 
@@ -91,7 +93,9 @@ def line_of(one: Meter, state: TrainState, epoch_windows: int) -> dict[str, Any]
 def test_a_line_has_rates_by_their_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(meter, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    one = Meter(accelerator(), Speed(peak=1e6, matmul=5e5, bases_per_token=0.5), GUARD, by_base=True, repeats=False)
+    one = Meter(
+        accelerator(), Speed(peak=1e6, matmul=5e5, bases_per_token=0.5), GUARD, CLOCK, by_base=True, repeats=False
+    )
     for tokens, flops in ((1000, 30.0), (3000, 50.0)):
         with one.waiting():
             now[0] += 0.25
@@ -117,7 +121,7 @@ def test_a_line_has_rates_by_their_formulas(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, by_base=False, repeats=True)
+    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, CLOCK, by_base=False, repeats=True)
     one.add(Windows.empty(0), of_loss(1.0))
     stepped(one)
     line = line_of(one, TrainState(1, step=1), 1)
@@ -125,7 +129,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_step_that_is_left_out_is_no_part_of_the_means() -> None:
-    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, by_base=True, repeats=True)
+    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, CLOCK, by_base=True, repeats=True)
     one.add(Windows.empty(0), of_loss(2.0))
     stepped(one, 3.0)
     one.add(Windows.empty(0), of_loss(math.nan))
@@ -139,7 +143,7 @@ def test_a_step_that_is_left_out_is_no_part_of_the_means() -> None:
 
 
 def test_there_is_no_line_when_every_step_was_left_out() -> None:
-    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, by_base=True, repeats=True)
+    one = Meter(accelerator(), Speed(None, 1.0, 1.0), GUARD, CLOCK, by_base=True, repeats=True)
     one.add(Windows.empty(0), of_loss(math.nan))
     stepped(one, math.nan, left_out=True)
     line, skips = one.line(TrainState(9, step=1), 1)
@@ -148,7 +152,7 @@ def test_there_is_no_line_when_every_step_was_left_out() -> None:
 
 
 def test_every_key_is_in_the_reference() -> None:
-    one = Meter(accelerator(), Speed(1.0, 1.0, 1.0), GUARD, by_base=True, repeats=True)
+    one = Meter(accelerator(), Speed(1.0, 1.0, 1.0), GUARD, CLOCK, by_base=True, repeats=True)
     sums = torch.ones(6 + 2 * len(GROUPS))
     one.add(Windows.empty(0), sums)
     stepped(one)

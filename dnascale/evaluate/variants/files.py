@@ -10,6 +10,7 @@ import numpy as np
 from dnascale.data.shards import load_dataset
 from dnascale.errors import UsageError
 from dnascale.evaluate.language_model import load_model
+from dnascale.evaluate.parts import open_parts, remove_parts
 from dnascale.evaluate.ranks import rank_and_world
 from dnascale.evaluate.variants import tables, vcf
 from dnascale.evaluate.variants.alleles import Allele
@@ -17,10 +18,8 @@ from dnascale.evaluate.variants.run import (
     check_new_file,
     compare,
     given_sequences,
-    open_parts,
     options_as_json,
     reference_of,
-    remove_parts,
     score,
 )  # fmt: skip
 from dnascale.evaluate.variants.saturate import (

@@ -15,6 +15,7 @@ from dnascale.errors import UsageError
 from dnascale.train.guard import Guard
 from dnascale.train.optim import states
 from dnascale.train.optimizers import Ranks
+from dnascale.train.stragglers import ForwardClock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,6 +43,7 @@ class Engine(ABC):
         self.module = module
         self.config = config
         self.compiled = compile_mode(config, accelerator)
+        self.clock = ForwardClock(accelerator.device)
         #: Hugging Face's parameter names; the tied decoder weight appears once, as the embedding.
         self.parameters = dict(module.hf.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}

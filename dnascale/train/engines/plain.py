@@ -43,7 +43,8 @@ class PlainEngine(Engine):
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
         with hold:
-            loss, sums = self.model(tokens, keys, room)
+            with self.clock.forward():
+                loss, sums = self.model(tokens, keys, room)
             (loss / self.accumulation).backward()
         return sums
 

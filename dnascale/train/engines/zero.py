@@ -77,7 +77,8 @@ class DeepSpeedEngine(Engine):
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         self.model.set_gradient_accumulation_boundary(last)
-        loss, sums = self.model(tokens, keys, room)
+        with self.clock.forward():
+            loss, sums = self.model(tokens, keys, room)
         self.model.backward(loss)
         if not last:
             self.model.step()  # counts the micro-batch; weights stay

@@ -1,0 +1,176 @@
+"""`dnascale embed`: from files of sequences to a file of embeddings, in parts that survive a kill."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnascale.data.sources.formats import read
+from dnascale.data.sources.given import STDIN
+from dnascale.data.sources.locate import find
+from dnascale.errors import DataError, UsageError
+from dnascale.evaluate.embed import Embedding, EmbedOptions, batches, embed
+from dnascale.evaluate.language_model import load_model
+from dnascale.evaluate.parts import open_parts, remove_parts
+from dnascale.evaluate.ranks import rank_and_world, wait_for_all
+from dnascale.files import check_new_folder, explained, sync, write_whole
+
+KINDS = (".parquet", ".npy")
+
+
+def embed_file(
+    model: Path,
+    sequences: Sequence[str],
+    out: Path,
+    options: EmbedOptions,
+    settings: dict[str, Any],
+    progress: Callable[[int], None] = lambda _sequences: None,
+) -> int | None:
+    """Embeds the records of files of any format that `prepare` reads into `out`; gives the number of vectors, None on all processes but
+    the first. What is done survives a kill, and is dealt out over the processes of a launcher.
+
+    Parquet: name, start, end (0-based, half-open), embedding. npy: float32 [n, H], and what each row is in NAME.tsv beside it.
+    `out` appears whole or not at all. `settings`: device, precision and context of `load_model`. Raises UsageError, DataError,
+    CheckpointError or SpaceError.
+    """
+    if out.suffix not in KINDS:
+        raise UsageError(f"{out} is neither .parquet nor .npy.")
+    check_new_folder(out)  # the same holds for a file
+    beside = out.with_suffix(".tsv")
+    if out.suffix == ".npy" and beside.exists():
+        raise UsageError(f"{beside} exists, which is to say what the rows of {out.name} are: choose another name.")
+    rank, world = rank_and_world()
+    inputs = find(list(sequences))
+    if world > 1 and any(one.location == STDIN for one in inputs):
+        raise UsageError("standard input is read by one process: write it to a file first.")
+    loaded = load_model(model, **settings)
+    local = [path for one in inputs if (path := Path(one.location)).is_file()]
+    decides = {"embed": asdict(options), "inputs": [[one.name, one.version] for one in inputs]}
+    parts = open_parts(out, loaded, local, decides)
+
+    def records() -> Iterator[tuple[str, bytes]]:
+        for one in inputs:
+            for record in read(one):
+                yield record.name, record.bases[:]
+
+    count = 0
+    try:
+        for number, batch in enumerate(batches(records())):
+            count = number + 1
+            if number % world == rank and not _part(parts, number).exists():
+                _keep(parts, number, list(embed(loaded, batch, options)))
+            progress(len(batch))
+        wait_for_all()
+        if rank:
+            return None
+        rows = _write(chain.from_iterable(_kept(parts, number) for number in range(count)), out, loaded.size)
+    except OSError as error:
+        raise explained(error, out, "What was embedded before is kept") from error
+    finally:
+        with contextlib.suppress(OSError):
+            parts.rmdir()  # where nothing was done
+    if not rows:
+        remove_parts(out)
+        raise DataError(f"{', '.join(sequences)} has no base to embed.")
+    remove_parts(out)
+    return rows
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.npy"
+
+
+def _keep(folder: Path, number: int, rows: list[Embedding]) -> None:
+    """The .npy is written last: where it is, the part is whole."""
+    path = _part(folder, number)
+    names = [[row.name, row.start, row.end] for row in rows]
+    write_whole(path.with_suffix(".json"), json.dumps(names).encode())
+    values = io.BytesIO()
+    np.save(values, np.stack([row.values for row in rows]) if rows else np.empty((0, 0), np.float32))
+    write_whole(path, values.getvalue())
+
+
+def _kept(folder: Path, number: int) -> Iterator[Embedding]:
+    path = _part(folder, number)
+    values = np.load(path, allow_pickle=False)
+    for (name, start, end), row in zip(json.loads(path.with_suffix(".json").read_text()), values, strict=True):
+        yield Embedding(name, start, end, row)
+
+
+def _write(rows: Iterator[Embedding], out: Path, size: int) -> int:
+    """Makes `out`, and .tsv beside an .npy, whole or not at all; nothing when there are no rows."""
+    work = out.with_name(f".{out.name}.partial")
+    try:
+        count = (_write_parquet if out.suffix == ".parquet" else _write_npy)(rows, work, size)
+        if count:
+            if out.suffix == ".npy":
+                _rows_of(work).replace(out.with_suffix(".tsv"))
+            sync(work)
+            work.replace(out)
+        return count
+    finally:
+        work.unlink(missing_ok=True)
+        _rows_of(work).unlink(missing_ok=True)
+
+
+def _write_parquet(embeddings: Iterator[Embedding], path: Path, size: int) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [
+        ("name", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("embedding", pa.list_(pa.float32(), size)),
+    ]
+    schema, count = pa.schema(fields), 0
+    with pq.ParquetWriter(path, schema) as file:
+        for rows in _chunks(embeddings):
+            values = pa.array(np.concatenate([row.values for row in rows]).astype(np.float32))
+            columns = [pa.array([getattr(row, field) for row in rows]) for field, _ in fields[:3]]
+            vectors = pa.FixedSizeListArray.from_arrays(values, size)
+            file.write_table(pa.Table.from_arrays([*columns, vectors], schema=schema))
+            count += len(rows)
+    return count
+
+
+def _write_npy(embeddings: Iterator[Embedding], path: Path, size: int) -> int:
+    """The header has room for any number of rows, and is written again when their number is known."""
+    count = 0
+    with path.open("wb") as file, _rows_of(path).open("w") as names:
+        names.write("name\tstart\tend\n")
+        file.write(_npy_header(0, size))
+        for rows in _chunks(embeddings):
+            file.write(np.stack([row.values for row in rows]).astype("<f4").tobytes())
+            names.writelines(f"{row.name}\t{row.start}\t{row.end}\n" for row in rows)
+            count += len(rows)
+        file.seek(0)
+        file.write(_npy_header(count, size))
+    return count
+
+
+def _npy_header(count: int, size: int) -> bytes:
+    """Format 1.0 of numpy.lib.format, 128 bytes."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {size}), }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+
+
+def _rows_of(work: Path) -> Path:
+    return work.with_name(work.name + ".tsv")
+
+
+def _chunks(embeddings: Iterator[Embedding], rows: int = 4096) -> Iterator[list[Embedding]]:
+    chunk: list[Embedding] = []
+    for one in embeddings:
+        chunk.append(one)
+        if len(chunk) == rows:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,40 @@
+"""What long work has done so far, kept beside its output until that is written: the same command goes on from it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dnascale.errors import DataError
+from dnascale.evaluate.language_model import LanguageModel
+from dnascale.files import explained
+
+
+def open_parts(out: Path, model: LanguageModel, inputs: Iterable[Path], options: dict[str, Any]) -> Path:
+    """The folder beside `out` for what is done so far, named after everything that decides the scores.
+
+    The same command finds it again after a kill; other inputs, another model or other options have another one.
+    """
+    digest = hashlib.sha256(
+        json.dumps([model.digest, model.context, str(model.autocast), options], sort_keys=True).encode()
+    )
+    for path in inputs:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    folder = out.with_name(f".{out.name}.parts-{digest.hexdigest()[:16]}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, folder) from error
+    return folder
+
+
+def remove_parts(out: Path) -> None:
+    """Removes what this and earlier commands kept for `out`, which is written now."""
+    for folder in out.parent.glob(f".{out.name}.parts-*"):
+        shutil.rmtree(folder, ignore_errors=True)
