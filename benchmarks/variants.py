@@ -3,15 +3,16 @@
     python benchmarks/variants.py MODEL --rounds 3 --out docs/benchmarks/variants.jsonl
     python benchmarks/variants.py --table docs/benchmarks/variants.jsonl > docs/benchmarks/variants.md
 
-MODEL is a Hugging Face folder that `dnascale export` wrote, or a run. Every substitution of DRD2's coding sequence is scored on one strand:
+MODEL is a Hugging Face folder that `dnascale export` wrote, or a run. Every substitution of 240 bases of DRD2's coding sequence is scored on one strand:
 
 the book's loop   one variant after the other: its window with the position masked, a forward of one sequence, all logits
 careful           transformers by someone careful: each position once, 64 windows a batch, logits of all positions
 dnascale          score_variants, exact: one position hidden in a window
 together          the same with 8 positions hidden in each window, an approximation
+bf16              both with --precision bf16
 
 The loop is measured on the first 60 variants, the others on all. Ratios are of variants a second within a round; largest differences of the
-scores from the loop's are said. Embedding: mean vectors of 200 sequences, one by one (the loop) and in padded batches of 16 (careful).
+scores from the loop's are said. Embedding: mean vectors of 64 sequences, one by one (the loop) and in padded batches of 16 (careful).
 """
 
 import argparse
@@ -27,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 LOOP = 60  # variants
-SEQUENCES = 200
+SEQUENCES = 64
+PLACES = range(400, 640)  # of the gene, from 1, whose substitutions are scored
 
 
 def main() -> None:
@@ -54,19 +56,21 @@ def measure(path: Path, rounds: int, device: str) -> list[dict[str, Any]]:
     from dnascale import ScoreOptions, Variant, embed, load_model, score_variants
 
     model = load_model(path, device)
+    half = load_model(path, device, precision="bf16")
     loop = Usual(path, model)
     lines = (files("dnascale") / "resources" / "DRD2_cds.fasta").read_text().splitlines()
     gene = "".join(lines[1:]).upper()
     variants = [
         Variant("DRD2", place, base, other)
-        for place, base in enumerate(gene, start=1)
+        for place in PLACES
+        for base in gene[place - 1]
         for other in "ACGT"
         if other != base
     ]
     names = {"DRD2": gene}
 
-    def ours(together: int) -> list[float]:
-        scores = score_variants(model, names, variants, ScoreOptions(both_strands=False, together=together))
+    def ours(together: int, with_model: Any = model) -> list[float]:
+        scores = score_variants(with_model, names, variants, ScoreOptions(both_strands=False, together=together))
         return [one.llr or 0.0 for one in scores]
 
     ways: dict[str, tuple[int, Callable[[], list[float]]]] = {
@@ -74,6 +78,8 @@ def measure(path: Path, rounds: int, device: str) -> list[dict[str, Any]]:
         "careful": (len(variants), lambda: loop.batched(gene, variants)),
         "dnascale": (len(variants), lambda: ours(1)),
         "together": (len(variants), lambda: ours(8)),
+        "dnascale, bf16": (len(variants), lambda: ours(1, half)),
+        "together, bf16": (len(variants), lambda: ours(8, half)),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     scores: dict[str, list[float]] = {}
@@ -85,12 +91,13 @@ def measure(path: Path, rounds: int, device: str) -> list[dict[str, Any]]:
     exact = scores["careful"]
     apart = {name: max(abs(a - b) for a, b in zip(values, exact, strict=False)) for name, values in scores.items()}
 
-    sequences = [(str(n), gene[n : n + 400 + 3 * (n % 50)].encode()) for n in range(SEQUENCES)]
+    sequences = [(str(n), gene[n : n + 300 + 3 * (n % 50)].encode()) for n in range(SEQUENCES)]
     bases = sum(len(letters) for _, letters in sequences)
     ways_to_embed: dict[str, Callable[[], list[Any]]] = {
         "embed, one by one": lambda: loop.embedded(sequences, 1),
         "embed, careful": lambda: loop.embedded(sequences, 16),
         "embed, dnascale": lambda: [one.values for one in embed(model, sequences, _forward())],
+        "embed, dnascale, bf16": lambda: [one.values for one in embed(half, sequences, _forward())],
     }
     vectors: dict[str, list[Any]] = {}
     embedded: dict[str, list[float]] = {name: [] for name in ways_to_embed}

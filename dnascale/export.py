@@ -8,6 +8,7 @@ from typing import Any
 from dnascale import __version__
 from dnascale.card import model_card
 from dnascale.errors import CheckpointError, UsageError
+from dnascale.faults import fault
 from dnascale.files import whole_folder
 from dnascale.runs import Run
 
@@ -32,6 +33,7 @@ def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.
         model.save_pretrained(work, max_shard_size=round(shard_gb * 1e9))
         vocabulary.tokenizer(run.config.model.context).save_pretrained(work)
         _clean_config(work / "config.json")
+        fault("export.write")
         (work / "README.md").write_text(model_card(run, licence))
         again = AutoModelForMaskedLM.from_pretrained(work).eval()
         sample = torch.arange(min(64, run.config.model.context)).remainder(len(vocabulary))[None]

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -154,6 +154,19 @@ def _json(row: "Forecast", budget: float | None, price: float | None) -> dict[st
     return values | ({} if price is None else {"cost": price * row.devices * row.hours})
 
 
+def _by_part(config: "Config", row: "Forecast") -> Any:
+    """What a device holds, by engine, with the micro-batch of a row."""
+    from dnascale.model.memory import state_parts
+
+    heads = ("weights", "gradients", "optimizer", "activations", "together")
+    table = new_table(f"GB on each of {row.devices} (estimated)", *heads)
+    for engine in ("plain", "zero1", "zero2", "zero3", "zero3_offload"):
+        parts = [*state_parts(config.model, engine, row.devices).values(), row.activation_bytes]
+        marked = f"{engine} (this run)" if engine == row.engine else engine
+        table.add_row(marked, *(f"{part / 1e9:.2f}" for part in (*parts, sum(parts))))
+    return table
+
+
 def _show(
     config: "Config", rows: "list[Forecast]", refused: list[str], budget: float | None, price: float | None
 ) -> None:
@@ -189,6 +202,8 @@ def _show(
         table.add_row(*cells)
     console.width = max(console.width, 120)
     console.print(table)
+    console.print()
+    console.print(_by_part(config, first))
     for row in rows:
         if row.measured:
             console.print(f"* {row.card.name}: measured ({row.measured})")

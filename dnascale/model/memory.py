@@ -7,8 +7,6 @@ at 65,536 tokens: 34.6 GB; large at 32,768: 38.8 GB; docs/benchmarks/step.md), n
 
 from dnascale.config import ModelConfig
 
-#: Bytes of the state of one parameter on one device, by engine and number of processes.
-_STATE = 16
 #: Of a device's memory; the rest is for the CUDA context, the allocator's gaps and communication buffers.
 _USABLE = 0.8
 
@@ -19,18 +17,22 @@ def parameters(model: ModelConfig) -> int:
     return model.layers * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden) + hidden * hidden
 
 
-def state_bytes(model: ModelConfig, engine: str, processes: int) -> float:
-    """Bytes of weights, gradients and moments on each device."""
+def state_parts(model: ModelConfig, engine: str, processes: int) -> dict[str, float]:
+    """Bytes of weights, gradients and optimizer (its fp32 weights, where the others are bf16, and moments) on each device."""
     whole = parameters(model)
     if engine == "plain":
-        return _STATE * whole
-    # bf16 weights and gradients; fp32 weights and moments, divided.
-    weights, gradients, optimizer = 2 * whole, 2 * whole, 12 * whole
-    if engine.startswith("zero3"):
-        return (weights + gradients + (0 if "_" in engine else optimizer)) / processes
-    if engine == "zero2":
-        return weights + (gradients + optimizer) / processes
-    return weights + gradients + optimizer / processes
+        return {"weights": 4 * whole, "gradients": 4 * whole, "optimizer": 8 * whole}
+    stage = int(engine.removeprefix("zero")[0])
+    return {
+        "weights": 2 * whole / (processes if stage == 3 else 1),
+        "gradients": 2 * whole / (processes if stage >= 2 else 1),
+        "optimizer": 0 if "_" in engine else 12 * whole / processes,  # offloaded, or divided
+    }
+
+
+def state_bytes(model: ModelConfig, engine: str, processes: int) -> float:
+    """Bytes of weights, gradients and moments on each device."""
+    return sum(state_parts(model, engine, processes).values())
 
 
 def token_bytes(model: ModelConfig, flash: bool) -> float:

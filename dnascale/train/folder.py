@@ -82,7 +82,16 @@ def as_recorded(config: Config) -> Config:
             "sources": sources and {n: s.model_copy(update={"path": resolved(s.path)}) for n, s in sources.items()},
         }
     )
-    return config.model_copy(update={"data": data, "run": config.run.model_copy(update={"allow_change": False})})
+    mirror = config.checkpoint.mirror
+    if mirror is not None and is_remote(mirror):
+        mirror = without_secrets(mirror)
+    return config.model_copy(
+        update={
+            "data": data,
+            "checkpoint": config.checkpoint.model_copy(update={"mirror": mirror}),
+            "run": config.run.model_copy(update={"allow_change": False}),
+        }
+    )
 
 
 def require_visible(run: Path) -> None:

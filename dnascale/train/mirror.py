@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dnascale.data.remote import is_remote
+from dnascale.data.transport import without_secrets
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.files import sync
 from dnascale.train.checkpoint import Checkpoint, committed, step_of
@@ -27,7 +29,7 @@ class Mirror:
     def __init__(self, location: str, keep: int, warn: Callable[[str], None]) -> None:
         """Raises UsageError for a location that fsspec does not know."""
         self._files, self._root = _open(location)
-        self._location, self._keep, self._warn = location, keep, warn
+        self._shown, self._keep, self._warn = _shown(location), keep, warn
         self._waiting: Path | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -57,7 +59,7 @@ class Mirror:
                 self._prune()
             except Exception as error:  # each store has its own
                 self._warn(
-                    f"{checkpoint.name} is not in {self._location} ({type(error).__name__}: {_first_line(error)}); training goes on, and the "
+                    f"{checkpoint.name} is not in {self._shown} ({type(error).__name__}: {_first_line(error)}); training goes on, and the "
                     "next checkpoint is sent there again."
                 )
 
@@ -83,13 +85,14 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
     Raises CheckpointError when the mirror does not answer and there is no checkpoint here: to begin anew would be worse than to wait.
     """
     said: list[str] = []
+    shown = _shown(location)
     try:
         files, root = _open(location)
         names = _steps(files, root)
     except UsageError:
         raise
     except Exception as error:
-        sentence = f"{location} does not answer ({type(error).__name__}: {_first_line(error)})"
+        sentence = f"{shown} does not answer ({type(error).__name__}: {_first_line(error)})"
         if than is None:
             raise CheckpointError(
                 f"{sentence}, and {folder} has no checkpoint: give the same command again when it does, or leave out checkpoint.mirror to begin anew."
@@ -104,9 +107,9 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
         try:
             _get(files, f"{root}/{name}", folder / name)
         except CheckpointError as error:
-            said.append(f"of {location}: {error}")
+            said.append(f"of {shown}: {error}")
             continue
-        return [*said, f"{name} comes from {location}"]
+        return [*said, f"{name} comes from {shown}"]
     return said
 
 
@@ -139,7 +142,7 @@ def _open(location: str) -> tuple[Any, str]:
         files, root = url_to_fs(location, skip_instance_cache=True)
     except (ValueError, ImportError) as error:
         raise UsageError(
-            f"checkpoint.mirror={location} is no place that can be written: {_first_line(error)}"
+            f"checkpoint.mirror={_shown(location)} is no place that can be written: {_first_line(error)}"
         ) from None
     return files, str(root).rstrip("/")
 
@@ -151,6 +154,10 @@ def _steps(files: Any, root: str) -> list[str]:
         return []
     names = {str(path).rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)}
     return sorted(name for name in names if name.startswith("step-") and files.exists(f"{root}/{name}/{_MANIFEST}"))
+
+
+def _shown(location: str) -> str:
+    return without_secrets(location) if is_remote(location) else location
 
 
 def _first_line(error: BaseException) -> str:

@@ -150,3 +150,28 @@ def test_a_served_page_follows_the_run_and_says_when_the_server_is_gone(browser:
     server.server_close()
     playwright.expect(tab.locator("#subtitle")).to_contain_text("no longer answers", timeout=10_000)
     tab.close()
+
+
+def test_an_evaluation_is_shown_by_part_with_its_interval(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = run / "evaluation-valid.json"
+    part = {"name": "first", "nats_per_base": 1.21, "accuracy": 0.456, "bases": 12345}
+    detail = {
+        "unit": "group", "units": 321, "loss": {"value": 1.2613, "low": 1.24, "high": 1.28}, "ahead_of": "context 4+4",
+        "ahead": {"value": 0.0123, "low": 0.01, "high": 0.015}, "parts": {"position": [part]},
+    }  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"detail": detail}))
+    write_report([run], tmp_path / "r.html")
+    tab, complaints = open_page(browser, (tmp_path / "r.html").as_uri())
+    said = tab.locator("body").text_content()
+    for words in (
+        "1.2613 [1.2400, 1.2800]",
+        "less than context 4+4",
+        "0.0123 [0.0100, 0.0150]",
+        "321 groups",
+        "position: first",
+    ):
+        assert words in said
+    assert "1.2100 nats, 45.6 % right, 12,345 bases" in said.replace("\u202f", ",").replace("\u00a0", ",")
+    assert complaints == []
+    tab.close()

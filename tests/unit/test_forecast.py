@@ -11,6 +11,7 @@ from dnascale.bench.hardware import CARDS, Card, card_of
 from dnascale.cli import main
 from dnascale.config import Config, load_config
 from dnascale.errors import UsageError
+from dnascale.model.memory import parameters
 
 ROWS = [
     json.loads(line)
@@ -63,6 +64,23 @@ def test_hours_energy_and_size_follow_from_the_rate() -> None:
     assert one.parameters == pytest.approx(110_873_111, rel=0.001)
     alone = forecast(config("base"), card("H100"), 1, 10**10, VOCABULARY)
     assert 7 < one.tokens_per_second / alone.tokens_per_second < 8
+
+
+def test_what_a_device_holds_is_shown_by_part_and_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "base", "-w", "H100", "-n", "4", "--tokens", "1e9", "train.engine=zero2"])
+    said = {line.split()[0]: line.split()[-5:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    count = parameters(config("base").model) / 1e9
+    for engine, factors in (
+        ("plain", (4, 4, 8)),
+        ("zero1", (2, 2, 3)),
+        ("zero2", (2, 0.5, 3)),
+        ("zero3", (0.5, 0.5, 3)),
+        ("zero3_offload", (0.5, 0.5, 0)),
+    ):
+        *parts, activations, together = map(float, said[engine])
+        assert parts == pytest.approx([factor * count for factor in factors], abs=0.006)
+        assert together == pytest.approx(sum(parts) + activations, abs=0.03)
 
 
 def test_zero_makes_room_where_there_is_none() -> None:

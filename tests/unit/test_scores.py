@@ -11,8 +11,9 @@ from dnascale.config import ModelConfig
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.language_model import BASES, LanguageModel, load_model
 from dnascale.evaluate.likelihood import Likelihood
+from dnascale.evaluate.parts import open_parts
 from dnascale.evaluate.variants.alleles import Allele, Status
-from dnascale.evaluate.variants.run import compare, given_sequences, open_parts, score
+from dnascale.evaluate.variants.run import compare, given_sequences, score
 from dnascale.evaluate.variants.scores import Mode, ScoreOptions, flanks
 from dnascale.model.modernbert import build
 from dnascale.vocab import CHARACTER
