@@ -14,6 +14,8 @@ from dnascale.runs import Run
 
 #: Largest difference of a logit between ONNX Runtime and torch that is rounding.
 _ONNX_TOLERANCE = 1e-3
+#: Bytes of weights inside of an ONNX file, whose format ends at 2 GB; more lie beside it.
+_MOST_IN_ONE = 1_800_000_000
 
 
 def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.0, onnx: bool = False) -> Path:
@@ -76,7 +78,9 @@ def push(folder: Path, name: str, token: str, private: bool = False) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"dnascale {__version__}")
     except Exception as error:  # of the Hub, or of whichever HTTP library its own has chosen
         first = str(error).strip().partition("\n")[0]
-        raise UsageError(f"{folder} is written, but was not pushed to {name}: {first}") from None
+        raise UsageError(
+            f"{folder} is written, but was not pushed to {name}: {first} To try again: hf upload {name} {folder}"
+        ) from None
     return address
 
 
@@ -113,10 +117,10 @@ def _write_onnx(folder: Path, context: int) -> None:
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Logits(), (), str(path), kwargs=inputs, dynamo=True, input_names=list(inputs), output_names=["logits"],
-            dynamic_shapes=dict.fromkeys(inputs, axes), external_data=False, verbose=False,
+            dynamic_shapes=dict.fromkeys(inputs, axes), external_data=4 * sum(p.numel() for p in model.parameters()) > _MOST_IN_ONE, verbose=False,
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for batch, length in ((1, min(5, context)), (3, context)):
+    for batch, length in ((1, min(5, context)), (2, min(512, context))):
         ids = torch.arange(batch * length).remainder(4).view(batch, length)
         mask = torch.ones_like(ids)
         mask[-1, length // 2 :] = 0

@@ -19,6 +19,7 @@ from dnascale.model.attention import BLOCKED_FROM
 from dnascale.model.flops import keys_per_token, train_flops_per_token
 from dnascale.model.memory import parameters, state_bytes, token_bytes, token_bytes_on_cpu, tokens_that_fit
 from dnascale.train.batching import divide_batch
+from dnascale.train.engines.deepspeed import STAGES
 from dnascale.train.memory import candidates, with_micro_batch
 from dnascale.train.schedules import stages
 
@@ -90,6 +91,7 @@ def with_measured(found: Forecast, config: Config, rows: Iterable[dict[str, Any]
         for row in rows
         if "error" not in row
         and (row["devices"], row["engine"], row["precision"]) == (found.devices, engine, "bf16")
+        and row["config"]["train"]["engine"].partition("_")[2] == found.engine.partition("_")[2]  # offloaded alike
         and card_of(row["device"]) == found.card
         and {key: row["config"]["model"].get(key) for key in model} == model
     ]
@@ -120,7 +122,7 @@ def seconds_per_token(model: ModelConfig, card: Card, masking_rate: float, vocab
 
 def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
     """Of a CPU: products at the measured rate, and what is not products as bytes at the measured rate of layer norms. The numbers are a fit to
-    twelve rows on one machine (docs/benchmarks/cpu.md).
+    thirteen rows on one machine (docs/benchmarks/cpu.md).
     """
     model = config.model
     hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context
@@ -162,6 +164,10 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
     none does.
     """
     model, engine = config.model, "plain" if config.train.engine == "auto" else config.train.engine
+    if engine not in ("plain", *STAGES):
+        raise UsageError(
+            f"train.engine={engine}: a forecast knows plain, {', '.join(STAGES)}; say the one that the file is like."
+        )
     of_run = stages(config)
     state, activation, fits = _needs(config, card, engine, devices)
     possible = [size for size in candidates(config, of_run, devices) if size <= fits]

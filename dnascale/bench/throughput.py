@@ -75,6 +75,7 @@ def measure(
     from dnascale.bench.hardware import device_name, peak_flops, wait_for
     from dnascale.train.assemble import assemble
     from dnascale.train.environment import environment
+    from dnascale.train.folder import as_recorded
 
     begin = time.perf_counter()
     job = assemble(config)
@@ -113,7 +114,7 @@ def measure(
         "tflops": rate * job.flops_per_token / 1e12, "mfu": None if peak is None else rate * job.flops_per_token / peak / world,
         "share_of_matmul": rate * job.flops_per_token / job.speed.matmul, "data_wait": statistics.median(waits), "memory_gb": memory, "watts": watts, "synthetic": synthetic,
         "seconds_to_ready": ready, "rounds": rounds, "versions": known["versions"] | {"python": platform.python_version(), "dnascale": __version__},
-        "commit": known.get("commit"), "date": time.strftime("%Y-%m-%d"), "config": job.config.model_dump(mode="json"),
+        "commit": known.get("commit"), "date": time.strftime("%Y-%m-%d"), "config": as_recorded(job.config).model_dump(mode="json"),
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def main(args: list[str] | None = None) -> None:
             code = _report(f"{type(error).__name__}: {error}{hint}", 1, debug)
     if code == _INTERRUPTED:  # typer returns it
         _report(
-            "interrupted. Give the same command again: `prepare` and `train` go on from what is done, others start anew.",
+            "interrupted. Give the same command again: `prepare`, `train`, `score` and `embed` go on from what is done, others start anew.",
             code,
             debug=False,
         )

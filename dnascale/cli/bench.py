@@ -61,6 +61,7 @@ def run(
                 "train.steps=1000000000",
                 "data.verify=size",
                 "schedule.shape=constant",
+                "checkpoint.mirror=null",
                 *(override or []),
                 *chosen,
             ]
@@ -170,7 +171,13 @@ def probe(
 
     console = new_console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"data.path={_located(data, Path(folder))}", "train.steps=1", "data.verify=size", *(override or [])]
+        words = [
+            f"data.path={_located(data, Path(folder))}",
+            "train.steps=1",
+            "data.verify=size",
+            *(override or []),
+            "checkpoint.mirror=null",
+        ]
         if not any(word.startswith("run.dir=") for word in words):
             words.append(f"run.dir={folder}/run")
         with console.status("probing") as status:

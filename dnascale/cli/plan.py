@@ -159,7 +159,7 @@ def _by_part(config: "Config", row: "Forecast") -> Any:
     from dnascale.model.memory import state_parts
 
     heads = ("weights", "gradients", "optimizer", "activations", "together")
-    table = new_table(f"GB on each of {row.devices} (estimated)", *heads)
+    table = new_table(f"GB on each of {row.devices} {row.card.name} (estimated)", *heads)
     for engine in ("plain", "zero1", "zero2", "zero3", "zero3_offload"):
         parts = [*state_parts(config.model, engine, row.devices).values(), row.activation_bytes]
         marked = f"{engine} (this run)" if engine == row.engine else engine

@@ -160,9 +160,14 @@ def show_evaluation(result: "Evaluation") -> None:
 def _show_detail(detail: "Detail") -> None:
     console = new_console()
     unit = detail.unit + ("s" if detail.units != 1 else "")
-    console.print(
-        f"{detail.loss} nats per base, {detail.ahead} less than {detail.ahead_of} (95 % intervals over {detail.units:,} {unit})"
-    )
+    if detail.loss.low != detail.loss.low:
+        console.print(
+            f"{detail.ahead.value:+.4f} ahead of {detail.ahead_of}; no interval: the split is {detail.units} {unit}"
+        )
+    else:
+        console.print(
+            f"{detail.loss} nats per base, {detail.ahead} less than {detail.ahead_of} (95 % intervals over {detail.units:,} {unit})"
+        )
     for title, parts in detail.parts.items():
         table = new_table(title, "nats per base", "accuracy", "bases")
         for part in parts:

@@ -17,7 +17,7 @@ from dnascale.data.records import record_tables
 from dnascale.data.shards import Dataset
 from dnascale.errors import DataError
 from dnascale.evaluate.baselines import ContextModel
-from dnascale.evaluate.statistics import Estimate, bootstrap
+from dnascale.evaluate.statistics import Estimate, ratio
 from dnascale.vocab import PREDICTED_BASES
 
 #: Bases of a stretch whose GC content is looked at, and the bounds between classes of it.
@@ -51,7 +51,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Detail:
-    """`loss` and `ahead` have 95 % intervals by bootstrap over `unit`s: records that share a group are not independent."""
+    """`loss` and `ahead` have 95 % intervals by bootstrap over `unit`s, where there are enough: records that share a group are not
+    independent. The unit is the record where the tables that say the groups are not at hand, as behind a URL.
+    """
 
     unit: str
     units: int
@@ -61,8 +63,9 @@ class Detail:
     parts: dict[str, list[Part]]
 
     def to_dict(self) -> dict[str, Any]:
-        def of(estimate: Estimate) -> dict[str, float]:
-            return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+        def of(estimate: Estimate) -> dict[str, float | None]:
+            """JSON has no nan."""
+            return {key: None if value != value else value for key, value in vars(estimate).items()}
 
         return {
             "unit": self.unit, "units": self.units, "loss": of(self.loss), "ahead_of": self.ahead_of, "ahead": of(self.ahead),
@@ -79,11 +82,10 @@ def take_apart(reader: WindowReader, losses: BaseLosses, rivals: Mapping[str, Co
     if not known.any():
         raise DataError(f"no base of the {reader.split} split was predicted.")
     ends = np.flatnonzero(letters == vocabulary.sep)
-    record = np.zeros(len(stream), dtype=np.int64)
+    record = np.zeros(len(stream), dtype=np.int32)
     record[ends[ends + 1 < len(stream)] + 1] = 1
-    record = np.cumsum(record)
+    record = np.cumsum(record, dtype=np.int32)
     first = np.concatenate([[0], ends + 1])[: int(record[-1]) + 1]
-    place = np.arange(len(stream)) - first[record]
     groups, unit = _groups(reader, int(record[-1]) + 1)
 
     member = groups[record[known]]
@@ -93,10 +95,6 @@ def take_apart(reader: WindowReader, losses: BaseLosses, rivals: Mapping[str, Co
     theirs = {name: np.bincount(member, _nats(model, letters, ends)[known], count) for name, model in rivals.items()}
     best = min(theirs, key=lambda name: float(theirs[name].sum()))
     units = np.flatnonzero(bases)
-
-    def over(values: np.ndarray) -> Estimate:
-        own, of = values[units], bases[units]
-        return bootstrap(lambda rows: float(own[rows].sum() / of[rows].sum()), units)
 
     def parts(names: Sequence[str], number: np.ndarray) -> list[Part]:
         """`number` int64 [tokens]: which of the names each base belongs to."""
@@ -113,12 +111,16 @@ def take_apart(reader: WindowReader, losses: BaseLosses, rivals: Mapping[str, Co
     bounds = ["0", *(f"{100 * bound:.0f}" for bound in _GC), "100"]
     found = {
         "base": parts([vocabulary.tokens[n] for n in range(PREDICTED_BASES)], letters.astype(np.int64)),
-        "position in the record, modulo 3": parts(["first", "second", "third"], place % 3),
+        "position in the record, modulo 3": parts(
+            ["first", "second", "third"], (np.arange(len(stream)) - first[record]) % 3
+        ),
         f"GC of {_STRETCH} bases": parts([f"{a} to {b} %" for a, b in itertools.pairwise(bounds)], gc),
     }
     if soft.any():
         found["repeats (soft-masked)"] = parts(["outside", "inside"], soft.astype(np.int64))
-    return Detail(unit, len(units), over(nats), best, over(theirs[best] - nats), found)
+    of = bases[units]
+    ahead = ratio((theirs[best] - nats)[units], of)
+    return Detail(unit, len(units), ratio(nats[units], of), best, ahead, found)
 
 
 def _stream(dataset: Dataset, split: str) -> np.ndarray:

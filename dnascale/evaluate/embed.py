@@ -134,8 +134,10 @@ class _Kept:
             return
         known = self.known[first : first + len(states)]
         place = (first + np.flatnonzero(known)) // self.width
-        np.add.at(self.sums, place, states[known])
-        np.add.at(self.bases, place, 1)
+        if len(place):
+            begins = np.flatnonzero(np.diff(place, prepend=-1))  # where another stretch begins
+            self.sums[place[begins]] += np.add.reduceat(states[known], begins, axis=0, dtype=np.float64)
+            self.bases[place[begins]] += np.diff(begins, append=len(place))
 
     def means(self, per_base: bool) -> np.ndarray:
         """float32 [stretches, H]: of A, C, G and T; nan without any. A single base, whatever it is, if `per_base`."""

@@ -1,8 +1,6 @@
 """`dnascale embed`: from files of sequences to a file of embeddings, in parts that survive a kill."""
 
 import contextlib
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -19,7 +17,7 @@ from dnascale.evaluate.embed import Embedding, EmbedOptions, batches, embed
 from dnascale.evaluate.language_model import load_model
 from dnascale.evaluate.parts import open_parts, remove_parts
 from dnascale.evaluate.ranks import rank_and_world, wait_for_all
-from dnascale.files import check_new_folder, explained, sync, write_whole
+from dnascale.files import check_new_folder, explained, sync
 
 KINDS = (".parquet", ".npy")
 
@@ -42,17 +40,19 @@ def embed_file(
     if out.suffix not in KINDS:
         raise UsageError(f"{out} is neither .parquet nor .npy.")
     check_new_folder(out)  # the same holds for a file
-    beside = out.with_suffix(".tsv")
-    if out.suffix == ".npy" and beside.exists():
-        raise UsageError(f"{beside} exists, which is to say what the rows of {out.name} are: choose another name.")
     rank, world = rank_and_world()
     inputs = find(list(sequences))
-    if world > 1 and any(one.location == STDIN for one in inputs):
-        raise UsageError("standard input is read by one process: write it to a file first.")
+    for one in inputs if world > 1 else ():
+        if one.location == STDIN or (Path(one.location).exists() and not Path(one.location).is_file()):
+            raise UsageError(f"{one.name} is read by one process, and not by {world}: write it to a file first.")
     loaded = load_model(model, **settings)
     local = [path for one in inputs if (path := Path(one.location)).is_file()]
     decides = {"embed": asdict(options), "inputs": [[one.name, one.version] for one in inputs]}
     parts = open_parts(out, loaded, local, decides)
+    beside = out.with_suffix(".tsv")
+    if out.suffix == ".npy" and beside.exists() and not any(parts.iterdir()):  # not left by a kill of this command
+        parts.rmdir()
+        raise UsageError(f"{beside} exists, which is to say what the rows of {out.name} are: choose another name.")
 
     def records() -> Iterator[tuple[str, bytes]]:
         for one in inputs:
@@ -64,7 +64,7 @@ def embed_file(
         for number, batch in enumerate(batches(records())):
             count = number + 1
             if number % world == rank and not _part(parts, number).exists():
-                _keep(parts, number, list(embed(loaded, batch, options)))
+                _keep(parts, number, embed(loaded, batch, options), loaded.size)
             progress(len(batch))
         wait_for_all()
         if rank:
@@ -86,21 +86,29 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.npy"
 
 
-def _keep(folder: Path, number: int, rows: list[Embedding]) -> None:
-    """The .npy is written last: where it is, the part is whole."""
+def _keep(folder: Path, number: int, rows: Iterator[Embedding], size: int) -> None:
+    """Written as the rows come. The .npy gets its name last: where it is, the part is whole."""
     path = _part(folder, number)
-    names = [[row.name, row.start, row.end] for row in rows]
-    write_whole(path.with_suffix(".json"), json.dumps(names).encode())
-    values = io.BytesIO()
-    np.save(values, np.stack([row.values for row in rows]) if rows else np.empty((0, 0), np.float32))
-    write_whole(path, values.getvalue())
+    work = path.with_suffix(".partial")
+    try:
+        _write_npy(rows, work, size)
+        for written in (_rows_of(work), work):
+            sync(written)
+        _rows_of(work).replace(path.with_suffix(".tsv"))
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
+        _rows_of(work).unlink(missing_ok=True)
 
 
 def _kept(folder: Path, number: int) -> Iterator[Embedding]:
     path = _part(folder, number)
-    values = np.load(path, allow_pickle=False)
-    for (name, start, end), row in zip(json.loads(path.with_suffix(".json").read_text()), values, strict=True):
-        yield Embedding(name, start, end, row)
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    with path.with_suffix(".tsv").open() as rows:
+        next(rows)
+        for line, row in zip(rows, values, strict=True):
+            name, start, end = line.rstrip("\n").rsplit("\t", 2)
+            yield Embedding(name, int(start), int(end), row)
 
 
 def _write(rows: Iterator[Embedding], out: Path, size: int) -> int:
@@ -109,9 +117,10 @@ def _write(rows: Iterator[Embedding], out: Path, size: int) -> int:
     try:
         count = (_write_parquet if out.suffix == ".parquet" else _write_npy)(rows, work, size)
         if count:
-            if out.suffix == ".npy":
-                _rows_of(work).replace(out.with_suffix(".tsv"))
             sync(work)
+            if out.suffix == ".npy":
+                sync(_rows_of(work))
+                _rows_of(work).replace(out.with_suffix(".tsv"))
             work.replace(out)
         return count
     finally:

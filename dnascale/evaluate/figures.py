@@ -56,7 +56,7 @@ def held_out(evaluation: dict[str, Any], path: Path) -> None:
     first = panels[0]
     colors = ["#d7301f" if name == "this model" else "#9ab8c8" for name, _ in lines]
     error = None
-    if detail is not None:
+    if detail is not None and detail["loss"]["low"] is not None:
         error = [[value - detail["loss"]["low"] if name == "this model" else 0 for name, value in lines],
                  [detail["loss"]["high"] - value if name == "this model" else 0 for name, value in lines]]  # fmt: skip
     first.barh([name for name, _ in lines], [value for _, value in lines], color=colors, xerr=error)

@@ -227,7 +227,7 @@ def _of_run(path: Path, device: torch.device, autocast: torch.dtype | None) -> L
     else:
         run = Run.open(path)
     vocabulary = run.vocabulary()
-    if not vocabulary.one_base_a_token:
+    if not vocabulary.one_base_a_token or vocabulary.views > 1:
         raise UsageError(
             f"{path} has tokens of several bases ({vocabulary.name}): this needs a model in which each base is one token. "
             "`dnascale eval` takes any."

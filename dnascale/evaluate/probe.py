@@ -13,6 +13,8 @@ from dnascale.evaluate.statistics import Estimate, auroc, bootstrap
 #: Strengths of regularisation among which each fold chooses by itself, on its own training rows.
 _STRENGTHS = np.logspace(-4, 3, 8)
 _INNER_FOLDS = 3
+#: How tables write that a value is missing.
+_NO_LABEL = ("", "na", "n/a", "nan", "null", "none", ".")
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ def read_labels(path: Path, label: str, group: str | None) -> dict[str, tuple[st
     groups = table[group].to_pylist() if group is not None else names
     found: dict[str, tuple[str, str]] = {}
     for name, value, of in zip(names, labels, groups, strict=True):
-        if value in (None, ""):
+        if value is None or str(value).strip().lower() in _NO_LABEL:
             continue
+        if of is None or str(of).strip().lower() in _NO_LABEL:
+            raise DataError(f"{path} has no {group} for {name}: what is held out together must be known of every row.")
         if str(name) in found:
             raise DataError(f"{path} has {name} twice.")
         found[str(name)] = str(value), str(of)
@@ -147,7 +151,7 @@ def _classify(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds:
                 "a class is in one group, or in so few that a fold has none of it to learn from: fewer folds, or other groups."
             )
         scaler = StandardScaler().fit(values[train])
-        inner = list(StratifiedGroupKFold(_INNER_FOLDS).split(values[train], truth[train], groups[train]))
+        inner = _inner(StratifiedGroupKFold, values[train], truth[train], groups[train])
         model = LogisticRegressionCV(
             Cs=_STRENGTHS,
             cv=inner,
@@ -171,6 +175,16 @@ def _classify(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds:
     return Probe("classes", len(values), int(groups.max()) + 1, folds, classes.tolist(), scores, strengths)
 
 
+def _inner(kind: Any, values: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds within a training part, of those there can be."""
+    folds = min(_INNER_FOLDS, len(np.unique(groups)))
+    if folds < 2:
+        raise DataError(
+            "a training part has a single group, so nothing can be chosen inside of it: fewer folds, or more groups."
+        )
+    return [(one, other) for one, other in kind(folds).split(values, truth, groups) if len(other)]
+
+
 def _balanced(said: np.ndarray, truth: np.ndarray) -> float:
     """Mean over the classes there are of the share that was found."""
     return float(np.mean([(said[truth == one] == one).mean() for one in np.unique(truth)]))
@@ -185,7 +199,7 @@ def _regress(values: np.ndarray, truth: np.ndarray, groups: np.ndarray, folds: i
     said, strengths = np.zeros(len(values)), []
     for train, test in GroupKFold(folds, shuffle=True, random_state=seed).split(values, truth, groups):
         scaler = StandardScaler().fit(values[train])
-        inner = list(GroupKFold(_INNER_FOLDS).split(values[train], truth[train], groups[train]))
+        inner = _inner(GroupKFold, values[train], truth[train], groups[train])
         model = RidgeCV(alphas=len(train) * _STRENGTHS, cv=inner).fit(scaler.transform(values[train]), truth[train])
         said[test] = model.predict(scaler.transform(values[test]))
         strengths.append(float(model.alpha_))

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +72,10 @@ def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Pro
     model.to(chosen).eval()
     micro = run.config.train.micro_batch_tokens  # a run's own file has a number
     batch_windows = 1 if micro == "auto" else max(1, micro // run.config.model.context)
-    scored = _score(model.logits, reader, corpus, split, chosen, batch_windows, progress)
-    result = Evaluation(str(run.folder), run.checkpoint.state.step, split, *scored)
-    _write(result, run.folder / f"evaluation-{split}")
-    return result
+    return _score(
+        str(run.folder), run.checkpoint.state.step, model.logits, reader, corpus, chosen, batch_windows, progress,
+        run.folder / f"evaluation-{split}",
+    )  # fmt: skip
 
 
 def evaluate_folder(
@@ -99,7 +99,7 @@ def evaluate_folder(
 
     model = load_model(path, device, context=context)
     corpus = open_dataset(data)
-    if not corpus.vocabulary.one_base_a_token:
+    if not corpus.vocabulary.one_base_a_token or corpus.vocabulary.views > 1:
         raise UsageError(
             f"{data} has tokens of several bases ({corpus.vocabulary.name}): prepare it again with characters."
         )
@@ -110,19 +110,18 @@ def evaluate_folder(
         )
     batch_windows = max(1, BATCH_TOKENS[model.device.type] // model.context)
     vocabulary = corpus.vocabulary
-    scored = _score(
-        lambda ids: model.token_log_p(ids, vocabulary), reader, corpus, split, model.device, batch_windows, progress
-    )
-    result = Evaluation(str(path), None, split, *scored)
-    if out is not None:
-        _write(result, out.with_suffix(""))
-    return result
+    beside = None if out is None else out.with_suffix("") if out.suffix == ".json" else out
+    return _score(
+        str(path), None, lambda ids: model.token_log_p(ids, vocabulary), reader, corpus, model.device,
+        batch_windows, progress, beside,
+    )  # fmt: skip
 
 
 def _score(
-    logits: "Callable[[torch.Tensor], torch.Tensor]", reader: WindowReader, corpus: Corpus, split: str, device: "torch.device",
-    batch_windows: int, progress: Progress | None,
-) -> tuple[HeldOutLoss, list[Baseline], Detail | None]:  # fmt: skip
+    name: str, step: int | None, logits: "Callable[[torch.Tensor], torch.Tensor]", reader: WindowReader, corpus: Corpus, device: "torch.device",
+    batch_windows: int, progress: Progress | None, beside: Path | None,
+) -> Evaluation:  # fmt: skip
+    """Scores, and writes the result where it is to be: first without its detail, which takes memory."""
     done, total = 0, len(covering_windows(reader.shard_tokens, reader.context)[0])
 
     def advance(windows: int) -> None:
@@ -131,7 +130,8 @@ def _score(
         if progress is not None:
             progress("evaluating", done, total)
 
-    losses = BaseLosses(reader) if corpus.vocabulary.one_base_a_token else None
+    letters = corpus.vocabulary.one_base_a_token and corpus.vocabulary.views == 1
+    losses = BaseLosses(reader) if letters else None
     loss = held_out_loss(
         logits, reader, corpus.vocabulary, device, batch_windows, progress=advance, note=losses.add if losses else None
     )
@@ -141,11 +141,18 @@ def _score(
         [record for one in sources for record in split_records(one, "train", MAX_FIT_TOKENS // len(sources))],
         progress=lambda what: progress(what, next(families), 3) if progress is not None else None,
     )
-    baselines = rivals.score([record for one in reader.sources for record in split_records(one, split)])
-    return loss, baselines, take_apart(reader, losses, rivals.longest) if losses is not None else None
+    baselines = rivals.score([record for one in reader.sources for record in split_records(one, reader.split)])
+    result = Evaluation(name, step, reader.split, loss, baselines)
+    _write(result, beside)
+    if losses is not None:
+        result = replace(result, detail=take_apart(reader, losses, rivals.longest))
+        _write(result, beside)
+    return result
 
 
-def _write(result: Evaluation, beside: Path) -> None:
+def _write(result: Evaluation, beside: Path | None) -> None:
+    if beside is None:
+        return
     from dnascale.evaluate.figures import held_out, possible
 
     beside.parent.mkdir(parents=True, exist_ok=True)

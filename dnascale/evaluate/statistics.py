@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 REPLICATES = 1000
+FEWEST_GROUPS = 5
 _LEVEL = 0.95
 
 
@@ -19,6 +20,24 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray, replicates: int = REPLICATES, seed: int = 0) -> Estimate:
+    """Sum over sum, of n independent groups, and its interval when groups are drawn with replacement; nan bounds for fewer than
+    `FEWEST_GROUPS`, which tell nothing of others.
+    """
+    value = float(numerators.sum() / denominators.sum())
+    count = len(numerators)
+    if count < FEWEST_GROUPS:
+        return Estimate(value, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    values = np.empty(replicates)
+    for number in range(replicates):
+        drawn = rng.integers(0, count, count)
+        values[number] = numerators[drawn].sum() / denominators[drawn].sum()
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -25,7 +25,9 @@ def settle_config(run: Path, config: Config) -> Config:
     if run.exists() and not run.is_dir():
         raise UsageError(f"run.dir={run} is a file: choose another folder.")
     if not path.is_file():
-        if run.is_dir() and any(path.name != ".lock" and "partial" not in path.name for path in run.iterdir()):
+        # A start that was killed may have left its lock, and what it had fetched from a mirror.
+        begun = {".lock"} | ({"checkpoints"} if config.checkpoint.mirror is not None else set())
+        if run.is_dir() and any(path.name not in begun and "partial" not in path.name for path in run.iterdir()):
             raise UsageError(f"run.dir={run} is not empty and holds no run: choose another folder.")
         return config
     before = parse(yaml.safe_load(path.read_text()), str(path))

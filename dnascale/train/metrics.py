@@ -121,9 +121,7 @@ class TensorBoard:
             ) from None
         try:
             # What was written after the checkpoint's step is hidden: those steps are taken again.
-            self._writer = SummaryWriter(
-                str(run / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
-            )
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
         except OSError as error:
             raise explained(error, run / "tensorboard") from error
 
@@ -153,6 +151,8 @@ class Recorder:
     def write(self, kind: str, **values: Any) -> None:
         if self._file is not None:
             self._file.write(kind=kind, **values)
+        if kind not in ("train", "valid"):  # not on the curves of the same names
+            values = {key if key == "step" else f"{kind}/{key}": value for key, value in values.items()}
         for mirror in self._mirrors:
             mirror.log(**values)
 

@@ -8,6 +8,7 @@ checkpoint is tried again.
 """
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from dnascale.files import sync
 from dnascale.train.checkpoint import Checkpoint, committed, step_of
 
 _MANIFEST = "MANIFEST.json"
+_HELD = ".mirrored-"  # before the name of a checkpoint that is on its way
 
 
 class Mirror:
@@ -30,14 +32,19 @@ class Mirror:
         """Raises UsageError for a location that fsspec does not know."""
         self._files, self._root = _open(location)
         self._shown, self._keep, self._warn = _shown(location), keep, warn
-        self._waiting: Path | None = None
+        self._waiting: Path | None = None  # links to a checkpoint's files
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def send(self, checkpoint: Path) -> None:
-        """Of a committed checkpoint; returns at once."""
+        """Of a committed checkpoint, whose files are linked first: it may be removed while they are on their way. Returns at once."""
+        held = checkpoint.with_name(f"{_HELD}{checkpoint.name}")
+        shutil.rmtree(held, ignore_errors=True)
+        shutil.copytree(checkpoint, held, copy_function=_link)
         with self._lock:
-            self._waiting = checkpoint
+            if self._waiting is not None:
+                shutil.rmtree(self._waiting, ignore_errors=True)
+            self._waiting = held
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
@@ -50,39 +57,47 @@ class Mirror:
     def _work(self) -> None:
         while True:
             with self._lock:
-                checkpoint, self._waiting = self._waiting, None
-                if checkpoint is None:
+                held, self._waiting = self._waiting, None
+                if held is None:
                     self._thread = None
                     return
+            name = held.name.removeprefix(_HELD)
             try:
-                self._put(checkpoint)
-                self._prune()
+                self._put(held, name)
+                self._prune(name)
             except Exception as error:  # each store has its own
                 self._warn(
-                    f"{checkpoint.name} is not in {self._shown} ({type(error).__name__}: {_first_line(error)}); training goes on, and the "
-                    "next checkpoint is sent there again."
+                    f"{name} is not in {self._shown} ({type(error).__name__}: {_first_line(error)}); training goes on, and the next "
+                    "checkpoint is sent there again."
                 )
+            finally:
+                shutil.rmtree(held, ignore_errors=True)
 
-    def _put(self, checkpoint: Path) -> None:
-        there = f"{self._root}/{checkpoint.name}"
+    def _put(self, held: Path, step: str) -> None:
+        there = f"{self._root}/{step}"
         self._files.makedirs(there, exist_ok=True)
-        names = [path.name for path in checkpoint.iterdir() if path.name != _MANIFEST]
+        names = [path.name for path in held.iterdir() if path.name != _MANIFEST]
         for name in [*sorted(names), _MANIFEST]:
-            self._files.put_file(str(checkpoint / name), f"{there}/{name}")
+            self._files.put_file(str(held / name), f"{there}/{name}")
 
-    def _prune(self) -> None:
-        for name in _steps(self._files, self._root)[: -self._keep]:
-            # The manifest first: what is left of it is no checkpoint.
-            with contextlib.suppress(FileNotFoundError):
-                self._files.rm_file(f"{self._root}/{name}/{_MANIFEST}")
-            self._files.rm(f"{self._root}/{name}", recursive=True)
+    def _prune(self, newest: str) -> None:
+        """Removes what is older than the newest ones up to `newest`, also what never became whole. Later steps are not this run's."""
+        whole = [name for name in _steps(self._files, self._root) if name <= newest]
+        stay = whole[-self._keep :]
+        for name in _folders(self._files, self._root):
+            if name < newest and name not in stay:
+                # The manifest first: what is left of it is no checkpoint.
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rm_file(f"{self._root}/{name}/{_MANIFEST}")
+                self._files.rm(f"{self._root}/{name}", recursive=True)
 
 
 def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
     """Brings the newest valid checkpoint of a mirror into `folder`, when it is of a later step `than` the newest valid one there
     (None: there is none); says what it did.
 
-    Raises CheckpointError when the mirror does not answer and there is no checkpoint here: to begin anew would be worse than to wait.
+    Raises CheckpointError when there is no checkpoint here, and the mirror does not answer or none of its checkpoints can be fetched: to
+    begin anew would be worse than to wait.
     """
     said: list[str] = []
     shown = _shown(location)
@@ -110,6 +125,11 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
             said.append(f"of {shown}: {error}")
             continue
         return [*said, f"{name} comes from {shown}"]
+    if than is None and names:
+        raise CheckpointError(
+            f"{folder} has no checkpoint, and none of {shown} could be fetched: {' '.join(said)} Give the same command again, or leave out "
+            "checkpoint.mirror to begin anew."
+        )
     return said
 
 
@@ -147,13 +167,26 @@ def _open(location: str) -> tuple[Any, str]:
     return files, str(root).rstrip("/")
 
 
-def _steps(files: Any, root: str) -> list[str]:
-    """Names of the whole checkpoints of a mirror, oldest first."""
+def _folders(files: Any, root: str) -> list[str]:
+    """Names of the folders of checkpoints in a mirror, oldest first."""
     files.invalidate_cache()
     if not files.exists(root):
         return []
     names = {str(path).rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)}
-    return sorted(name for name in names if name.startswith("step-") and files.exists(f"{root}/{name}/{_MANIFEST}"))
+    return sorted(name for name in names if name.startswith("step-"))
+
+
+def _steps(files: Any, root: str) -> list[str]:
+    """Those that are whole."""
+    return [name for name in _folders(files, root) if files.exists(f"{root}/{name}/{_MANIFEST}")]
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file; a copy where the file system knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _shown(location: str) -> str:

@@ -25,11 +25,11 @@ def require_equal_replicas(engine: "Engine", step: int) -> None:
     if accelerator.num_processes == 1 or engine.name == "zero3":
         return
     own = torch.stack([_bits(parameter.data) for parameter in engine.parameters.values()])
-    digests = accelerator.gather(own[None])  # [ranks, parameters]
+    digests = accelerator.gather(own[None]).cpu()  # [ranks, parameters]
     usual = digests.mode(dim=0).values
     if bool((digests == usual).all()):
         return
-    different = (digests != usual).cpu()
+    different = digests != usual
     names = list(engine.parameters)
     where = [names[n] for n in different.any(dim=0).nonzero().flatten().tolist()]
     ranks = different.any(dim=1).nonzero().flatten().tolist()
@@ -41,7 +41,8 @@ def require_equal_replicas(engine: "Engine", step: int) -> None:
     raise NumericsError(
         f"after step {step:,} {whose} in the weights {', '.join(where[:3])}{f' and {len(where) - 3} more' if len(where) > 3 else ''}, which "
         "must be equal to the bit: a fault of a device's memory, or of the network. Nothing is saved of it; the last checkpoint is from before. "
-        "Look at the devices (nvidia-smi -q -d ECC), and give the same command again."
+        "Look at the devices (nvidia-smi -q -d ECC), and give the same command again. Where hosts compute differently (other CPUs, other versions "
+        "of torch), their weights part by rounding: use equal ones, or guard.replicas=null."
     )
 
 

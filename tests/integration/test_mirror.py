@@ -72,8 +72,11 @@ def test_what_is_not_whole_or_damaged_there_is_never_taken(sent: Path, tmp_path:
     assert found is not None
     assert (found.state.step, rejected) == (6, [])
     (sent / "step-00000006" / "MANIFEST.json").unlink()
-    assert fetch_newer(str(sent), tmp_path / "other", None)[1:] == []
+    with pytest.raises(CheckpointError, match=r"none of .* could be fetched: .* does not match its SHA-256"):
+        fetch_newer(str(sent), tmp_path / "other", None)
     assert committed(tmp_path / "other") == []
+    (sentence,) = fetch_newer(str(sent), tmp_path / "other", 4)  # there is one here to go on from
+    assert "does not match its SHA-256" in sentence
 
 
 def test_only_what_is_newer_is_fetched(sent: Path, tmp_path: Path) -> None:
@@ -121,6 +124,61 @@ def test_a_mirror_that_does_not_answer_does_not_let_a_run_begin_anew(
     assert sentence.endswith("the run goes on from its own checkpoints.")
     with pytest.raises(UsageError, match="is no place that can be written"):
         fetch_newer("nonsense://there", tmp_path / "here", None)
+
+
+def test_a_start_that_was_killed_after_the_fetch_does_not_lock_the_folder(
+    human_cds: Dataset, sent: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    fetch_newer(str(sent), run / "checkpoints", None)
+    (run / ".lock").touch()
+    again = run_with(run, human_cds, str(sent))
+    assert again.code == 0, again.output
+    assert "nothing was left of 8 steps" in again.output
+    other = dnascale(*train_words(tmp_path / "other", human_cds, *LENGTH))
+    assert other.code == 0
+    shutil.copytree(run / "checkpoints", tmp_path / "stray" / "checkpoints")
+    refused = dnascale(*train_words(tmp_path / "stray", human_cds, *LENGTH))
+    assert "is not empty and holds no run" in refused.error
+
+
+def test_what_others_left_there_stays_and_what_never_became_whole_goes(human_cds: Dataset, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    for name, whole in (("step-00000900", True), ("step-00000001", False)):
+        (there / name).mkdir(parents=True)
+        (there / name / "rank-00000-of-00001.safetensors").write_text("x")
+        if whole:
+            (there / name / "MANIFEST.json").write_text("{}")
+    run = tmp_path / "run"
+    assert dnascale(*train_words(run, human_cds, *LENGTH)).code == 0  # step 8 is here, and 900 there is damaged
+    again = dnascale(
+        *train_words(run, human_cds, *LENGTH, f"checkpoint.mirror={there}", "train.steps=10", "run.allow_change=true")
+    )
+    assert again.code == 0, again.output
+    assert "MANIFEST.json is damaged" in again.output
+    assert sorted(path.name for path in there.iterdir()) == ["step-00000010", "step-00000900"]
+
+
+def test_a_checkpoint_is_sent_whole_though_it_is_removed_meanwhile(
+    human_cds: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoint.keep=1 the next save removes what a slow store is still given."""
+    run = tmp_path / "run"
+    words = train_words(run, human_cds, "train.steps=2", "checkpoint.every=2")
+    assert dnascale(*words).code == 0
+    path = run / "checkpoints" / "step-00000002"
+    one = mirror.Mirror(str(tmp_path / "there"), 1, pytest.fail)
+    put = one._files.put_file
+
+    def slow(source: str, target: str) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        put(source, target)
+
+    monkeypatch.setattr(one._files, "put_file", slow)
+    one.send(path)
+    one.finish()
+    Checkpoint(tmp_path / "there" / "step-00000002").verify()
+    assert os.listdir(run / "checkpoints") == []
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from dnascale.vocab import CHARACTER
 
 BLOCK, CONTEXT, SEP, SOFT = 512, 48, CHARACTER.sep, 0x80
 RNG = np.random.default_rng(0)
-#: Records of three groups, with an N here and there, and soft-masked stretches.
+#: Records of five groups, with an N here and there, and soft-masked stretches.
 RECORDS = [
     np.where(RNG.random(size) < 0.02, 4, RNG.choice(4, size, p=[0.4, 0.3, 0.2, 0.1])) | np.where(np.arange(size) % 50 < 15, SOFT, 0)
-    for size in (301, 64, 200, 97, 180, 140)
+    for size in (301, 64, 200, 97, 180, 140, 110, 90, 75, 130)
 ]  # fmt: skip
-GROUPS = ["a", "b", "a", "c", "b", "c"]
+GROUPS = ["a", "b", "a", "c", "b", "c", "d", "e", "d", "e"]
 WEIGHTS = torch.randn(23, 23, generator=torch.Generator().manual_seed(1))
 
 
@@ -156,7 +156,7 @@ def test_intervals_are_over_groups_and_without_tables_over_records(
     rivals: dict[str, ContextModel],
     detail: Detail,
 ) -> None:
-    assert (detail.unit, detail.units) == ("group", 3)
+    assert (detail.unit, detail.units) == ("group", 5)
     assert detail.loss.low < detail.loss.value < detail.loss.high
     of_groups = by(lambda record, _place, _token: GROUPS[record], scored[1])
     assert min(v[0] for v in of_groups.values()) <= detail.loss.low + 1e-6
@@ -178,3 +178,16 @@ def test_counts_score_records_apart_as_they_do_one_by_one(rivals: dict[str, Cont
         np.where(one < 4, -model.log_probability(one)[np.arange(len(one)), np.minimum(one, 3)], 0.0) for one in letters
     ]
     assert np.allclose(model.losses(letters), np.concatenate(one_by_one))
+
+
+def test_few_groups_have_no_interval(
+    scored: tuple[WindowReader, BaseLosses, HeldOutLoss],
+    rivals: dict[str, ContextModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A chromosome that is held out is one group, and tells nothing of others."""
+    monkeypatch.setattr("dnascale.evaluate.detail._groups", lambda _reader, records: (np.arange(records) % 4, "group"))
+    found = take_apart(scored[0], scored[1], rivals).to_dict()
+    assert found["units"] == 4
+    assert found["loss"]["value"] > 0
+    assert (found["loss"]["low"], found["ahead"]["high"]) == (None, None)

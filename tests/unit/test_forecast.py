@@ -83,6 +83,21 @@ def test_what_a_device_holds_is_shown_by_part_and_engine(capsys: pytest.CaptureF
         assert together == pytest.approx(sum(parts) + activations, abs=0.03)
 
 
+def test_a_file_of_deepspeed_and_offloading_are_not_taken_for_what_they_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UsageError, match=r"train.engine=my.json: a forecast knows plain, zero1"):
+        forecast(config("base", "train.engine=my.json"), card("H100"), 1, 1, VOCABULARY)
+    settled = config("base", "train.engine=zero3")
+    row = {
+        "name": "base", "devices": 8, "device": "NVIDIA H100 80GB HBM3", "engine": "zero3", "precision": "bf16", "tokens_per_second": 9e5,
+        "date": "2026-11-26", "config": config("base", "train.engine=zero3_offload").model_dump(mode="json"),
+    }  # fmt: skip
+    sheet = forecast(settled, card("H100"), 8, 1, VOCABULARY)
+    assert with_measured(sheet, settled, [row]) == sheet
+    assert with_measured(sheet, settled, [row | {"config": settled.model_dump(mode="json")}]).tokens_per_second == 9e5
+
+
 def test_zero_makes_room_where_there_is_none() -> None:
     tiny = Card("tiny", 100, 5, 1, 100)
     with pytest.raises(UsageError, match=r"on 4 x tiny \(5 GB\) no micro-batch .* train.engine=plain"):

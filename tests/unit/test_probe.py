@@ -132,6 +132,28 @@ def test_the_command_joins_by_name_and_reads_both_kinds_of_file(
     assert "234 sequences in 234 groups, 5 folds, 2 classes (x, y); 6 without a label" in out
 
 
+def test_what_is_written_for_a_missing_value_is_no_label_and_a_missing_group_is_refused(
+    values: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet, _ = write(tmp_path, values, [f"s{row}" for row in range(ROWS)])
+    labels = tmp_path / "labels.csv"
+    rows = [f"s{row},{'NA' if row % 10 == 0 else values[row, 1]},g{row % 30}\n" for row in range(ROWS)]
+    labels.write_text("name,label,gene\n" + "".join(rows))
+    code, out, _ = said(capsys, "probe", parquet, labels, "--group", "gene", "--json")
+    found = json.loads(out)
+    assert (code, found["task"], found["without_label"]) == (0, "numbers", ROWS // 10)
+    rows[5] = f"s5,{values[5, 1]},\n"
+    labels.write_text("name,label,gene\n" + "".join(rows))
+    assert "has no gene for s5" in said(capsys, "probe", parquet, labels, "--group", "gene")[2]
+
+
+def test_few_groups_are_enough_where_each_part_has_two(values: np.ndarray) -> None:
+    found = probe(values, [f"{one:.6f}" for one in values[:, 1]], groups_of(3), folds=3)
+    assert found.scores["R2"].value > 0.9
+    with pytest.raises(DataError, match="a training part has a single group"):
+        probe(values, [f"{one:.6f}" for one in values[:, 1]], groups_of(2), folds=2)
+
+
 def test_bad_input_is_a_sentence(values: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parquet, npy = write(tmp_path, values, ["same"] * ROWS)
     labels = tmp_path / "labels.csv"

@@ -233,7 +233,7 @@ function describe() {
       const rows = [[`this model, step ${show(one.step)}`, one.model.nats_per_base, true], ...one.baselines.map((b) => [b.name, b.nats_per_base, false])].sort((a, b) => b[1] - a[1]);
       block(`Evaluation, ${one.split} split${of}`, table(["", "nats per base", "bits per base"], rows.map(([name, nats]) => [name, nats.toFixed(4), (nats / Math.LN2).toFixed(4)]), rows.findIndex((row) => row[2])));
       if (!one.detail) return;
-      const { loss, ahead, parts } = one.detail, within = (e) => `${e.value.toFixed(4)} [${e.low.toFixed(4)}, ${e.high.toFixed(4)}]`;
+      const { loss, ahead, parts } = one.detail, within = (e) => e.value.toFixed(4) + (e.low === null ? "" : ` [${e.low.toFixed(4)}, ${e.high.toFixed(4)}]`);
       const facts = [["nats per base", within(loss)], [`less than ${one.detail.ahead_of}`, within(ahead)], ["95 % intervals over", `${show(one.detail.units)} ${one.detail.unit}s`]];
       const lines = Object.entries(parts).flatMap(([title, members]) => members.map((part) => [`${title}: ${part.name}`, `${part.nats_per_base.toFixed(4)} nats, ${(100 * part.accuracy).toFixed(1)} % right, ${show(part.bases)} bases`]));
       block(`Evaluation, ${one.split} split, by part${of}`, table(null, [...facts, ...lines]), true);
