@@ -1,5 +1,6 @@
 """What `make docs` does beyond MkDocs: the navigation, pages made from the program itself, links to files outside docs/."""
 
+import json
 import posixpath
 import re
 import types
@@ -22,7 +23,7 @@ _PARTS = {
     "How to": ("how-to", ["how-to/prepare.md", "how-to/input-formats.md", "how-to/launch.md", "how-to/report.md"]),
     "Reference": ("reference", ["reference/command-line.md", "reference/configuration.md"]),
     "Explanation": ("explanation", ["explanation/how-it-works.md", "explanation/architecture.md"]),
-    "Benchmarks": ("benchmarks", []),
+    "Benchmarks": ("benchmarks", ["benchmarks/hardware.md"]),
 }
 
 
@@ -62,6 +63,7 @@ def _generated() -> dict[str, Any]:
         "index.md": _index,
         "reference/command-line.md": _command_line,
         "reference/configuration.md": _configuration,
+        "benchmarks/hardware.md": _hardware,
     }
 
 
@@ -80,6 +82,30 @@ def _command_line() -> str:
     command = typer.main.get_command(app)
     title = "Command line"
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name="dnascale", title=title)
+
+
+def _hardware() -> str:
+    """Every row of `dnascale bench run` that lies in docs/benchmarks/."""
+    from dnascale.bench.throughput import COLUMNS
+    from dnascale.cli.bench import HEADS, cells
+
+    lines = [
+        "# Hardware, measured",
+        "",
+        "All rows of `dnascale bench run` in [docs/benchmarks/](https://github.com/dnascale/dnascale/tree/main/docs/benchmarks), one file a",
+        "machine. Yours are welcome: [how](../how-to/measure.md).",
+    ]
+    for path in sorted((ROOT / "docs" / "benchmarks").glob("*.jsonl")):
+        rows = [row for line in path.read_text().splitlines() if set(COLUMNS) <= set(row := json.loads(line))]
+        if rows:
+            versions = rows[0]["versions"]
+            said = ", ".join(
+                f"{name} {versions[name]}" for name in ("torch", "transformers", "dnascale") if name in versions
+            )
+            lines += ["", f"## {path.stem}", "", f"{rows[0]['date']}, {said}.", ""]
+            lines += ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
+            lines += ["| " + " | ".join(line) + " |" for line in cells(rows)]
+    return "\n".join(lines) + "\n"
 
 
 def _configuration() -> str:

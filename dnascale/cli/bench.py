@@ -150,7 +150,7 @@ def plot(
     from dnascale.bench.throughput import read_rows
 
     found = read_rows(rows)
-    draw(found, out, [HEADS, *_cells(found)])
+    draw(found, out, [HEADS, *cells(found)])
     print(out)
 
 
@@ -194,7 +194,7 @@ def probe(
 HEADS = ["row", "device", "engine", "precision", "tokens/s", "spread", "TFLOP/s", "MFU", "of matmul", "GB", "data wait"]
 
 
-def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     """What is shown of each row, under HEADS; of one without a rate, its name and why."""
     lines = []
     for row in rows:
@@ -211,7 +211,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def show(rows: list[dict[str, Any]], markdown: bool = False) -> None:
-    lines = _cells(rows)
+    lines = cells(rows)
     if markdown:
         print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS))
         for line in lines:
