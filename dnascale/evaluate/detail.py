@@ -138,7 +138,7 @@ def _groups(reader: WindowReader, records: int) -> tuple[np.ndarray, str]:
     try:
         for dataset in reader.sources:
             for table, begins in record_tables(dataset, reader.split, ["group"]):
-                names += table["group"].filter(begins).to_pylist()
+                names += map(str, table["group"].filter(begins).to_pylist())
     except DataError:
         names = []
     if len(names) != records:

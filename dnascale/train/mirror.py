@@ -33,17 +33,23 @@ class Mirror:
         self._files, self._root = _open(location)
         self._shown, self._keep, self._warn = _shown(location), keep, warn
         self._waiting: Path | None = None  # links to a checkpoint's files
+        self._going: Path | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def send(self, checkpoint: Path) -> None:
         """Of a committed checkpoint, whose files are linked first: it may be removed while they are on their way. Returns at once."""
         held = checkpoint.with_name(f"{_HELD}{checkpoint.name}")
-        shutil.rmtree(held, ignore_errors=True)
-        shutil.copytree(checkpoint, held, copy_function=_link)
         with self._lock:
-            if self._waiting is not None:
-                shutil.rmtree(self._waiting, ignore_errors=True)
+            self._waiting = None
+            for left in checkpoint.parent.glob(f"{_HELD}*"):  # what waited, or a killed process has left
+                if left != self._going:
+                    shutil.rmtree(left, ignore_errors=True)
+            try:
+                shutil.copytree(checkpoint, held, copy_function=_link)
+            except OSError as error:
+                self._warn(f"{checkpoint.name} is not sent to {self._shown}: {_first_line(error)}; training goes on.")
+                return
             self._waiting = held
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True)
@@ -58,6 +64,7 @@ class Mirror:
         while True:
             with self._lock:
                 held, self._waiting = self._waiting, None
+                self._going = held
                 if held is None:
                     self._thread = None
                     return

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dnascale.config import load_config
 from dnascale.data.masking import Masking
-from dnascale.model.attention import record_masks
+from dnascale.model.attention import BLOCKED_FROM, record_masks
 from dnascale.model.flops import keys_per_token, record_lengths, train_flops_per_token
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.vocab import CHARACTER
@@ -27,26 +27,24 @@ def test_keys_per_token_equal_a_count_of_the_masks(reach: int) -> None:
     assert keys_per_token(lengths, reach) == pytest.approx(float(masks["sliding_attention"].sum()) / tokens.size)
 
 
+@pytest.mark.parametrize("context", [256, 1024])
 @pytest.mark.parametrize("preset", ["nano", "book", "base"])
-def test_flops_of_a_step_equal_those_torch_counts(preset: str) -> None:
-    config = load_config(preset, ["data.path=D", "train.steps=1", "model.context=256", "model.layers=4"])
+def test_flops_of_a_step_equal_those_torch_counts(preset: str, context: int) -> None:
+    config = load_config(preset, ["data.path=D", "train.steps=1", f"model.context={context}", "model.layers=4"])
     masking = Masking(CHARACTER, **config.masking.model_dump())
     model = MaskedLanguageModel(build(config.model, CHARACTER), masking)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (1, 256), dtype=np.uint8))
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (1, context), dtype=np.uint8))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss, _ = model(tokens, torch.arange(1), 0)
         loss.backward()
-    # torch counts a dense mask whole.
-    share = masking.count(256) / 256
-    ours = 256 * train_flops_per_token(config.model, 24, share, np.array([256]))
-    attention = (
-        12
-        * config.model.hidden_size
-        * 256
-        * sum(keys_per_token(np.array([256]), None if layer % 3 == 0 else 64) for layer in range(config.model.layers))
-    )
-    dense = 12 * config.model.hidden_size * 256 * 256 * config.model.layers
-    assert ours - attention + dense == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    share = masking.count(context) / context
+    ours = context * train_flops_per_token(config.model, 24, share, np.array([context]))
+    whole, reach = 2, 64  # layers 0 and 3 of four see everything, the others 64 to each side
+    seen = whole * context + (4 - whole) * keys_per_token(np.array([context]), reach)
+    # torch counts what is computed: a dense mask whole, or three blocks for each block of a long window.
+    computed = whole * context + (4 - whole) * (context if context < BLOCKED_FROM * reach else 3 * reach)
+    difference = 12 * config.model.hidden_size * context * (computed - seen)
+    assert ours + difference == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_the_design_figures_hold() -> None:
