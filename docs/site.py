@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 #: Folders of docs/, in the order of a reader; what is to be read first in each.
 _PARTS = {
-    "Tutorial": ("tutorial", ["tutorial/ten-minutes.md"]),
+    "Tutorial": ("tutorial", ["tutorial/ten-minutes.md", "tutorial/bigger.md"]),
     "How to": ("how-to", ["how-to/prepare.md", "how-to/input-formats.md", "how-to/launch.md", "how-to/report.md"]),
     "Reference": ("reference", ["reference/command-line.md", "reference/configuration.md"]),
     "Explanation": ("explanation", ["explanation/how-it-works.md", "explanation/architecture.md"]),
