@@ -122,7 +122,7 @@ def seconds_per_token(model: ModelConfig, card: Card, masking_rate: float, vocab
 
 def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
     """Of a CPU: products at the measured rate, and what is not products as bytes at the measured rate of layer norms. The numbers are a fit to
-    thirteen rows on one machine (docs/benchmarks/cpu.md).
+    thirteen rows on one machine (docs/benchmarks/cpu.jsonl).
     """
     model = config.model
     hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def launch(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, base, large) or a YAML file.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, small, base, large) or a YAML file.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for `dnascale train`.")] = None,
     processes: Annotated[
         int | None, typer.Option("--processes", "-n", min=1, help="Processes on each node; by default one a GPU.")

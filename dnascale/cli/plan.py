@@ -81,13 +81,18 @@ def plan(
 def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[Config, int | None]":
     """The configuration, whether or not it says what to train on and for how long, and the tokens of the run, if they are known."""
     from dnascale.config import load_config
+    from dnascale.errors import UsageError
     from dnascale.runs import open_data
 
-    given = [word.partition("=")[0] for word in overrides]
-    more = [] if any(key.startswith("data.") for key in given) else ["data.path=unknown"]
-    if not {"train.steps", "train.epochs", "train.minutes"} & set(given):
-        more.append("train.steps=1")
-    settled = load_config(config, [*overrides, *more])
+    # What a preset or file leaves open is filled in, and nothing else.
+    for more in ([], ["train.steps=1"], ["data.path=unknown"], ["data.path=unknown", "train.steps=1"]):
+        try:
+            settled = load_config(config, [*overrides, *more])
+            break
+        except UsageError as error:
+            wrong = error
+    else:
+        raise wrong
     train = settled.train
     if tokens is not None:
         return settled, int(tokens)
@@ -96,8 +101,7 @@ def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[
     if settled.data.path is not None and Path(settled.data.path).is_dir():
         corpus = open_data(settled.data)
         length = sum(corpus.reader("train", settled.model.context).shard_tokens.tolist())
-        epochs = train.epochs or load_config(config, ["data.path=unknown", "train.steps=1"]).train.epochs or 1.0
-        return settled, int(epochs * length)
+        return settled, int((train.epochs or 1.0) * length)
     return settled, None
 
 

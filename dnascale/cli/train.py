@@ -24,7 +24,9 @@ class Device(StrEnum):
 
 
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, base, large) or a YAML file.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, small, base, large) or a YAML file.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="e.g. data.path=DATA train.steps=1000 run.dir=runs/first"),

@@ -26,7 +26,7 @@ from dnascale.train.metrics import MetricsFile, Recorder, TensorBoard, Wandb
 from dnascale.train.replicas import require_equal_replicas
 from dnascale.train.retention import prune
 from dnascale.train.saving import Saving
-from dnascale.train.schedules import learning_rate, stage_at
+from dnascale.train.schedules import learning_rate, stage_at, tokens_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -181,6 +181,12 @@ def _announce(job: Job) -> None:
     job.screen.header(
         job.config, job.engine, job.stages, job.corpus, job.order, job.state, job.speed, job.flops_per_token
     )
+    windows = tokens_of(job.stages, job.state.total_steps) // job.config.model.context
+    for number, stage in enumerate(job.stages, start=1):
+        if stage.first_window >= windows:
+            job.screen.warn(
+                f"stage {number} never begins: the run is over before it. Make it longer, or the stages before it shorter."
+            )
     if job.valid is None:
         job.screen.warn("the data hold out no valid split of a window or more: nothing is evaluated while training.")
     if job.resumed:

@@ -97,3 +97,11 @@ def test_every_stage_is_announced_and_its_steps_are_counted_by_epochs(human_cds:
     assert "stage 3  2,048 tokens = 1 x 4 x 8 windows" in outcome.output
     assert "= 0.01 epochs" in outcome.output
     assert "from here on 3,072 tokens a step, windows of 32, 0.3 masked" in outcome.output
+
+
+def test_a_stage_that_the_run_is_too_short_for_is_said_before_it_begins(human_cds: Dataset, tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", human_cds, "train.steps=3")
+    outcome = dnascale(*words, "schedule.stages=[{tokens: 8192}, {masking_rate: 0.5}]")
+    assert outcome.code == 0, outcome.output
+    assert "warning: stage 2 never begins: the run is over before it." in outcome.output
+    assert "stage 1 never" not in outcome.output

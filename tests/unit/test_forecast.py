@@ -218,3 +218,16 @@ def test_what_is_here_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
         main(["plan", "nano", "train.device=cpu", "-w", "here", "-n", "2", "--tokens", "1e6"])
     assert stopped.value.code == 2
     assert "of --hardware here there is one" in capsys.readouterr().err
+
+
+def test_what_a_file_says_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: nano\ndata: {sources: {a: {path: A}, b: {path: B}}}\ntrain: {steps: 1000}\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", str(path), "-w", "H100"])
+    assert not stopped.value.code
+    assert "2,048,000 tokens" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "nano", "-w", "H100", "model.heds=3", "--tokens", "1e6"])
+    assert stopped.value.code == 2
+    assert "model.heds" in capsys.readouterr().err
