@@ -34,7 +34,7 @@ def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.
     with whole_folder(out) as work:
         model.save_pretrained(work, max_shard_size=round(shard_gb * 1e9))
         vocabulary.tokenizer(run.config.model.context).save_pretrained(work)
-        _clean_config(work / "config.json")
+        _clean_config(work / "config.json", run.config.masking.reverse_complement)
         fault("export.write")
         (work / "README.md").write_text(model_card(run, licence))
         again = AutoModelForMaskedLM.from_pretrained(work).eval()
@@ -48,11 +48,12 @@ def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.
     return out
 
 
-def _clean_config(path: Path) -> None:
-    """Leaves out what belongs to this machine and not to the model."""
+def _clean_config(path: Path, reverse_complement: bool) -> None:
+    """Leaves out what belongs to this machine and not to the model; adds which strands it was trained on."""
     values: dict[str, Any] = json.loads(path.read_text())
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation"):
         values.pop(key, None)
+    values["reverse_complement"] = reverse_complement
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 

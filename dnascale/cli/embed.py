@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dnascale.cli.score import BatchOption, ContextOption, DeviceOption, Model, Precision, PrecisionOption, Strands
+from dnascale.cli.score import (
+    BOTH,
+    BatchOption,
+    ContextOption,
+    DeviceOption,
+    Model,
+    Precision,
+    PrecisionOption,
+    Strands,
+    StrandsOption,
+)  # fmt: skip
 from dnascale.cli.shared import Json, new_console
 from dnascale.cli.train import Device
 
@@ -33,9 +43,7 @@ def embed(
     layer: Annotated[
         int, typer.Option(help="0 the embeddings, 1 the first layer, ...; -1 the last, after its norm.")
     ] = -1,
-    strands: Annotated[
-        Strands, typer.Option(help="The mean of both strands, base by base, or the strand as given.")
-    ] = Strands.both,
+    strands: StrandsOption = Strands.auto,
     context: ContextOption = None,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.fp32,
@@ -52,7 +60,7 @@ def embed(
 
     if window is not None and per is not Per.window:
         raise UsageError("--window belongs to --per window.")
-    options = EmbedOptions(per.value, layer, strands is Strands.both, window, batch_tokens)
+    options = EmbedOptions(per.value, layer, BOTH[strands], window, batch_tokens)
     settings = {"device": device.value, "precision": precision.value, "context": context}
     console, done = new_console(stderr=True), 0
     with console.status("embedding") as status:

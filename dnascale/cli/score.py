@@ -36,8 +36,12 @@ class Indels(StrEnum):
 class Strands(StrEnum):
     """Which strands are asked."""
 
+    auto = "auto"
     both = "both"
     forward = "forward"
+
+
+BOTH = {Strands.auto: None, Strands.both: True, Strands.forward: False}
 
 
 class Precision(StrEnum):
@@ -55,7 +59,9 @@ PrecisionOption = Annotated[
     Precision, typer.Option(help="Of matrix products: bf16 is faster on GPUs and rounds scores.")
 ]
 ContextOption = Annotated[int | None, typer.Option(help="Bases a window, if less than the model takes.")]
-StrandsOption = Annotated[Strands, typer.Option(help="The mean of both strands, or the strand as given.")]
+StrandsOption = Annotated[
+    Strands, typer.Option(help="The mean of both strands, the strand as given, or (auto) as the model was trained.")
+]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward, if memory asks for fewer.")]
 
 
@@ -74,7 +80,7 @@ def score(
         Mode, typer.Option(help="masked: hide the changed bases; wild-type: hide nothing; pll: both windows whole.")
     ] = Mode.masked,
     indels: Annotated[Indels, typer.Option(help="Score indels by pseudo-log-likelihood, or skip them.")] = Indels.pll,
-    strands: StrandsOption = Strands.both,
+    strands: StrandsOption = Strands.auto,
     together: Annotated[
         int, typer.Option(min=1, help="Positions hidden at once in a window: faster, and approximate above 1.")
     ] = 1,
@@ -129,7 +135,7 @@ def score(
             "say where the scores go: --out scores.vcf.gz, .vcf, .parquet, .tsv or .csv (a folder with --saturate)."
         )
     given: Literal["pll", "skip"] = "pll" if indels is Indels.pll else "skip"
-    options = ScoreOptions(mode.value, given, strands is Strands.both, together)
+    options = ScoreOptions(mode.value, given, BOTH[strands], together)
     settings: dict[str, Any] = {"device": device.value, "precision": precision.value, "context": context}
     if saturate is not None:
         if variants is not None or reference is not None:

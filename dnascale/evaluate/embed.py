@@ -22,12 +22,12 @@ class EmbedOptions:
     """How sequences are embedded.
 
     per: one vector a sequence, a window of `window` bases (None: what the model takes), or a base. layer: -1 is the last after
-    its norm, 0 the embeddings, 1 what the first layer gives. both_strands: the mean of both, base by base.
+    its norm, 0 the embeddings, 1 what the first layer gives. both_strands: the mean of both, base by base; None: as the model was trained.
     """
 
     per: Per = "sequence"
     layer: int = -1
-    both_strands: bool = True
+    both_strands: bool | None = None
     window: int | None = None
     batch_tokens: int | None = None
 
@@ -152,7 +152,7 @@ class _Kept:
 def _hidden(model: LanguageModel, codes: np.ndarray, options: EmbedOptions) -> np.ndarray:
     """float32 [B, S, H]."""
     hidden = model.hidden(codes, options.layer)
-    if options.both_strands:
+    if model.asks_both(options.both_strands):
         hidden = (hidden + model.hidden(reverse_complement(codes), options.layer).flip(1)) / 2
     found: np.ndarray = hidden.cpu().numpy()
     if not np.isfinite(found).all():

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def embed_file(
         if one.location == STDIN or (Path(one.location).exists() and not Path(one.location).is_file()):
             raise UsageError(f"{one.name} is read by one process, and not by {world}: write it to a file first.")
     loaded = load_model(model, **settings)
+    options = replace(options, both_strands=loaded.asks_both(options.both_strands))
     local = [path for one in inputs if (path := Path(one.location)).is_file()]
     decides = {"embed": asdict(options), "inputs": [[one.name, one.version] for one in inputs]}
     parts = open_parts(out, loaded, local, decides)

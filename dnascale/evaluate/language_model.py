@@ -52,6 +52,7 @@ class LanguageModel:
     device: torch.device
     autocast: torch.dtype | None = None
     separator: int | None = None  # what its tokenizer puts between sequences
+    trained_on_both: bool | None = None  # strands; None: not known
     _attention: Attention | None = None
     _whole_logits: bool = False
 
@@ -59,6 +60,12 @@ class LanguageModel:
         self.hf.eval().to(self.device)
         self.ids = self.ids.to(self.device)
         self._columns = self.ids[torch.tensor([CHARACTER.tokens.index(base) for base in BASES], device=self.device)]
+
+    def asks_both(self, asked: bool | None) -> bool:
+        """Whether both strands are asked: as somebody wants it, or else (None) as the model was trained, or both where that is not known."""
+        if asked is not None:
+            return asked
+        return self.trained_on_both is not False
 
     @property
     def layers(self) -> int:
@@ -244,6 +251,7 @@ def _of_run(path: Path, device: torch.device, autocast: torch.dtype | None) -> L
         context=run.config.model.context,
         device=device,
         autocast=autocast,
+        trained_on_both=run.config.masking.reverse_complement,
         _attention=_attention(hf, device, autocast),
     )
 
@@ -288,6 +296,7 @@ def _of_folder(path: Path, device: torch.device, autocast: torch.dtype | None) -
         device=device,
         autocast=autocast,
         separator=tokenizer.sep_token_id,
+        trained_on_both=getattr(hf.config, "reverse_complement", None),
         _attention=kernel,
     )
 

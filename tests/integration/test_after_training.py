@@ -77,6 +77,19 @@ def test_an_exported_folder_evaluates_as_its_run(run: Path, human_cds: Dataset, 
     assert of_folder["baselines"] == of_run["baselines"]
 
 
+def test_runs_and_exported_models_know_the_strands_they_were_trained_on(
+    run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    from dnascale.evaluate.language_model import load_model
+
+    both = tmp_path / "both"
+    train(both, human_cds, "train.steps=2", "masking.reverse_complement=true")
+    for one, expected in ((run, False), (both, True)):
+        assert load_model(one, "cpu").trained_on_both is expected
+        assert dnascale("export", one, tmp_path / f"{expected}").code == 0
+        assert load_model(tmp_path / f"{expected}", "cpu").trained_on_both is expected
+
+
 def test_what_an_evaluation_of_a_folder_lacks_is_a_sentence(run: Path, human_cds: Dataset, tmp_path: Path) -> None:
     model = tmp_path / "model"
     assert dnascale("export", run, model).code == 0

@@ -1,6 +1,7 @@
 """Scores of variants against loops that a reader can check, and against themselves on the other strand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -319,3 +320,13 @@ def test_special_tokens_of_a_foreign_tokenizer_are_put_around_the_window(tmp_pat
     np.testing.assert_allclose(log_p[0], expected.numpy(), atol=1e-5)
     assert loaded.hidden(codes).shape == (1, 20, 32)
     assert Likelihood(loaded).log_p(codes, np.array([[7]])).shape == (1, 1, 4)
+
+
+def test_the_strands_are_those_that_the_model_was_trained_on_unless_told(model: LanguageModel) -> None:
+    alt = "C" if SEQUENCE[30:31] != b"C" else "G"
+    by_strands = {both: scored(model, [snv(30, alt)], both_strands=both)[0].llr for both in (True, False)}
+    assert by_strands[True] != by_strands[False]
+    for trained, expected in ((None, True), (True, True), (False, False)):
+        known = replace(model, trained_on_both=trained)
+        assert scored(known, [snv(30, alt)], both_strands=None)[0].llr == by_strands[expected]
+        assert scored(known, [snv(30, alt)], both_strands=not expected)[0].llr == by_strands[not expected]

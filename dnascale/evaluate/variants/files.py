@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def score_file(
         raise UsageError("variants by position need the sequence around them: --reference genome.fa")
     sequences = given_sequences(own) if own or reference is None else reference_of(reference)
     loaded = load_model(model, **settings)
+    options = replace(options, both_strands=loaded.asks_both(options.both_strands))
     order = compare(
         alleles, sequences, reference or str(variants), options, loaded.context, ignore_chr, allow_mismatches
     )
@@ -108,6 +110,7 @@ def saturate(
     saturation = Saturation.of(location, coding, genetic_code, region)
     data = load_dataset(baselines) if baselines is not None else None
     loaded = load_model(model, **settings)
+    options = replace(options, both_strands=loaded.asks_both(options.both_strands))
     sequences = given_sequences(saturation.sequences)
     order = compare(saturation.alleles, sequences, location, options, loaded.context)
     inputs = [] if location in BUILTIN else [Path(location)]

@@ -159,7 +159,7 @@ def score(
     parts = _parts(alleles, order, options, model.context)
     total = sum(len(part.numbers) for part in parts)
     rank, world = rank_and_world() if parts_folder is not None else (0, 1)
-    likelihood = Likelihood(model, options.both_strands, batch_tokens)
+    likelihood = Likelihood(model, model.asks_both(options.both_strands), batch_tokens)
     mine: dict[str, list[tuple[int, Part]]] = {}
     done = 0
     for number, part in enumerate(parts):

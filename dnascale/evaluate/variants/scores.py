@@ -25,13 +25,14 @@ class ScoreOptions:
     """How alleles are scored.
 
     mode: masked (the differing bases are hidden), wild-type (nothing is hidden), or pll (pseudo-log-likelihood of both windows).
-    indels: scored by pll, or skipped. both_strands: the mean of both, else the strand as given. together: positions hidden at
+    indels: scored by pll, or skipped. both_strands: the mean of both, else the strand as given; None: as
+    the model was trained, both where that is not known. together: positions hidden at
     once in a window, exact with 1.
     """
 
     mode: Mode = "masked"
     indels: Literal["pll", "skip"] = "pll"
-    both_strands: bool = True
+    both_strands: bool | None = None
     together: int = 1
 
     def cost(self, allele: Allele, context: int) -> int:
