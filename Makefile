@@ -1,4 +1,4 @@
-# make demo   everything on real data, from nothing to a trained, evaluated, exported model (about six minutes with the installation)
+# make demo   everything on real data, from nothing to a trained, evaluated, exported model (about five minutes with the installation)
 # make test   the test suite
 # make slow   what make test leaves out: tests of half a minute and more
 # make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)

@@ -160,16 +160,23 @@ def show_evaluation(result: "Evaluation") -> None:
 
 
 def _show_detail(detail: "Detail") -> None:
+    import math
+
+    from dnascale.evaluate.statistics import Estimate
+
     console = new_console()
     unit = detail.unit + ("s" if detail.units != 1 else "")
-    if detail.loss.low != detail.loss.low:
+    ahead = detail.ahead
+    if ahead.value < 0:
+        ahead = Estimate(-ahead.value, -ahead.high, -ahead.low)
+    which = "ahead of" if detail.ahead.value >= 0 else "behind"
+    if math.isnan(detail.loss.low):
         console.print(
-            f"{detail.ahead.value:+.4f} ahead of {detail.ahead_of}; no interval: the split is {detail.units} {unit}"
+            f"{which} {detail.ahead_of} by {ahead.value:.4f}; no interval: the split is {detail.units} {unit}"
         )
     else:
-        console.print(
-            f"{detail.loss} nats per base, {detail.ahead} less than {detail.ahead_of} (95 % intervals over {detail.units:,} {unit})"
-        )
+        over = f"95 % intervals over {detail.units:,} {unit}"
+        console.print(f"{detail.loss} nats per base, {which} {detail.ahead_of} by {ahead} ({over})")
     for title, parts in detail.parts.items():
         table = new_table(title, "nats per base", "accuracy", "bases")
         for part in parts:

@@ -57,7 +57,7 @@ def test_evaluation_is_taken_apart_and_drawn(run: Path, human_cds: Dataset) -> N
         assert sum(part["bases"] for part in parts) == model["bases"]
     assert {p["name"]: pytest.approx(p["accuracy"]) for p in detail["parts"]["base"]} == model["accuracy_by_base"]
     assert (run / "evaluation-valid.png").read_bytes().startswith(b"\x89PNG")
-    assert "less than context 4+4 + codon phase (95 % intervals over" in dnascale("eval", str(run)).output
+    assert "nats per base, behind context 4+4 + codon phase by 0." in dnascale("eval", str(run)).output
 
 
 def test_an_exported_folder_evaluates_as_its_run(run: Path, human_cds: Dataset, tmp_path: Path) -> None:
