@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +102,8 @@ class Watchdog:
             file=sys.stderr, flush=True,
         )  # fmt: skip
         faulthandler.dump_traceback(all_threads=True)
+        # Those that wait for this one began to wait a little later: they too name it, before they lose it.
+        time.sleep(min(10.0, (self._stall or 0.0) / 2))
         os._exit(PeerError.exit_code)
 
     def _who_is_behind(self) -> str:
