@@ -3,7 +3,7 @@
 # make slow   what make test leaves out: tests of half a minute and more
 # make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
-# make browser installs Chromium, with which the report is tested (Debian, Ubuntu; as root)
+# make test-packages installs what tests compare with and would skip without: Chromium, bedtools, gffread, faketime (Debian, Ubuntu; as root)
 # make docs   the documentation as a site, in build/site
 # make lock   requirements.lock: every package of an installation, with hashes
 # make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
@@ -11,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test slow faults cluster cluster-packages browser docs lock gpu check format clean
+.PHONY: help demo test slow faults cluster cluster-packages test-packages docs lock gpu check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -53,9 +53,9 @@ cluster-packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends iproute2 munge slurmctld slurmd slurm-client
 
-browser:
+test-packages:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium bedtools gffread faketime libaio-dev g++
 
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

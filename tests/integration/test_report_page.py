@@ -15,7 +15,7 @@ from dnascale.report.serve import open_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is found: make browser installs it (Debian)")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is found: make test-packages installs it (Debian)")
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu", "data_wait", "memory_gb", "by_base"]
 
