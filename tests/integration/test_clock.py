@@ -13,7 +13,9 @@ from dnascale.train.checkpoint import committed, step_of
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed (make test-packages installs it)"),
+    pytest.mark.skipif(
+        shutil.which("faketime") is None, reason="faketime is not installed (make test-packages installs it)"
+    ),
 ]
 OPTIONS = ("train.steps=8", "checkpoint.every=2", "checkpoint.keep=2", "checkpoint.keep_best=0", "log.every=1")
 
