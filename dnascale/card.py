@@ -123,7 +123,7 @@ def _last_losses(run: Run) -> list[tuple[str, float]]:
 def _evaluations(run: Run) -> str:
     """Of this very step; those of others are left out."""
     text = ""
-    for path in sorted(run.folder.glob("evaluation-*.json")):
+    for path in sorted(run.folder.glob("*evaluation-*.json")):
         result = json.loads(path.read_text())
         if result["step"] != run.checkpoint.state.step:
             continue

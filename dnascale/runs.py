@@ -1,5 +1,6 @@
 """A finished or running training run, as the commands that use its model see it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Configuration and newest valid checkpoint of a run folder."""
+    """Configuration and a checkpoint of a run folder: the newest valid one, or the one that was asked for."""
 
     folder: Path
     config: Config
     checkpoint: Checkpoint
     locations: dict[str, str]  # of the data sets by name, where they are now
+    asked_for: bool = False  # this checkpoint, and not the newest
 
     @classmethod
     def open(cls, folder: Path, data: str | None = None) -> "Run":
-        """`data` is where the data set is now, if it has moved since training. Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint."""
+        """A run folder, or one of its checkpoints' folders. `data` is where the data set is now, if it has moved since training.
+
+        Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint.
+        """
         import yaml
 
+        checkpoint = None
+        if (folder / "MANIFEST.json").is_file():
+            checkpoint = Checkpoint(folder)
+            checkpoint.verify()
+            folder = Path(os.path.abspath(folder)).parent.parent
         path = folder / "config.yaml"
         if not path.is_file():
             raise UsageError(f"{folder} is no run folder: it has no config.yaml (dnascale train makes one).")
@@ -37,7 +47,7 @@ class Run:
             if len(locations) > 1:
                 raise UsageError(f"{folder} was trained on {len(locations)} data sets: --data moves only a single one.")
             locations = dict.fromkeys(locations, data)
-        return cls(folder, config, require_newest(folder), locations)
+        return cls(folder, config, checkpoint or require_newest(folder), locations, checkpoint is not None)
 
     def corpus(self) -> Corpus:
         """The data it was trained on. Raises DataError, or CheckpointError when other data are there now."""

@@ -1,13 +1,14 @@
 """`dnascale ckpt`: the checkpoints of a run."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dnascale.cli.shared import Json, RunFolder, new_console, new_table
 
-app = typer.Typer(help="Look into checkpoints and check them.", no_args_is_help=True)
+app = typer.Typer(help="Look into checkpoints, check them, keep them, hand them on.", no_args_is_help=True)
 
 
 @app.command("ls")
@@ -34,6 +35,7 @@ def ls(run: RunFolder, as_json: Json = False) -> None:
         return
     if not rows:
         raise CheckpointError(f"{run} has no checkpoints.")
+    losses = [row["valid_loss"] for row in rows if row.get("valid_loss") is not None]
     shown = new_table("checkpoint", "step", "tokens", "valid loss", "engine", "world size", "bytes", "")
     for row in rows:
         if "error" in row:
@@ -41,7 +43,8 @@ def ls(run: RunFolder, as_json: Json = False) -> None:
         else:
             shown.add_row(row["checkpoint"], f"{row['step']:,}", f"{row['tokens']:,}",
                           "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}", row["engine"],
-                          str(row["world_size"]), f"{row['bytes']:,}", "pinned" if row["pinned"] else "")  # fmt: skip
+                          str(row["world_size"]), f"{row['bytes']:,}",
+                          "best" * (row["valid_loss"] in losses and row["valid_loss"] == min(losses)) + " pinned" * row["pinned"])  # fmt: skip
     new_console().print(shown)
 
 
@@ -80,3 +83,40 @@ def verify(run: RunFolder) -> None:
         raise CheckpointError(
             f"{len(damaged)} of {len(found)} checkpoints are damaged; training uses the newest whole one."
         )
+
+
+@app.command("convert")
+def convert(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+) -> None:
+    """A checkpoint for other programs: whole fp32 tensors by name, one safetensors file of weights and one a moment.
+
+    dnascale itself needs no conversion: every engine, on any number of devices, goes on from any checkpoint.
+    """
+    from dnascale.exchange import convert as write
+    from dnascale.runs import Run
+
+    opened = Run.open(run)
+    files = write(opened, out)
+    print(f"{out}: step {opened.checkpoint.state.step:,} in {', '.join(file.name for file in files)}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="With a DeepSpeed checkpoint, or a pytorch_model.bin.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Hugging Face folder to make, for model.init_from.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Folder with config.json and tokenizer, if they are not in FOLDER.")
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read the pickles in FOLDER: they may run any code.")
+    ] = False,
+) -> None:
+    """Weights of DeepSpeed's own checkpoints, or of pickles, as safetensors to begin with."""
+    from dnascale.exchange import import_weights
+
+    print(import_weights(source, out, model, trust_pickle))
+    print(f"dnascale train CONFIG data.path=DATA run.dir=RUN model.init_from={out}")

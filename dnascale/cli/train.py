@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnascale.cli.shared import Json, RunFolder, new_console, new_table
+from dnascale.cli.shared import Json, new_console, new_table
 
 if TYPE_CHECKING:
     from dnascale.evaluate.detail import Detail
@@ -51,7 +51,10 @@ def train(
 
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder; or a Hugging Face folder, with --data to evaluate it on.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Run folder, one of its checkpoints, or, with --data, a Hugging Face folder."
+        ),
     ],
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "valid",
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
@@ -100,7 +103,7 @@ def evaluate(
 
 
 def export(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     licence: Annotated[
         str | None, typer.Option("--licence", "--license", help="For the model card, e.g. mit or cc-by-4.0.")

@@ -16,7 +16,6 @@ from dnascale.errors import CheckpointError, UsageError
 from dnascale.model import attention
 from dnascale.model.attention import Attention
 from dnascale.runs import Run
-from dnascale.train.checkpoint import Checkpoint
 from dnascale.train.distributed import choose_device
 from dnascale.vocab import CHARACTER, PREDICTED_BASES, Vocabulary
 
@@ -228,11 +227,7 @@ def load_model(
 
 
 def _of_run(path: Path, device: torch.device, autocast: torch.dtype | None) -> LanguageModel:
-    if (path / "MANIFEST.json").is_file():
-        run = replace(Run.open(path.absolute().parent.parent), checkpoint=Checkpoint(path))
-        run.checkpoint.verify()
-    else:
-        run = Run.open(path)
+    run = Run.open(path)
     vocabulary = run.vocabulary()
     if not vocabulary.one_base_a_token or vocabulary.views > 1:
         raise UsageError(

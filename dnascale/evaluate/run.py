@@ -51,9 +51,10 @@ class Evaluation:
 
 
 def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Progress | None = None) -> Evaluation:
-    """Scores every base of a split with the run's newest checkpoint, and fits and scores the baselines.
+    """Scores every base of a split with a run's checkpoint, and fits and scores the baselines.
 
-    Writes `evaluation-SPLIT.json` into the run folder, and `evaluation-SPLIT.png` where matplotlib is installed.
+    Writes `evaluation-SPLIT.json` into the run folder (`step-STEP-evaluation-SPLIT.json` of a checkpoint that was asked for), and
+    a `.png` of that name where matplotlib is installed.
     """
     import torch
 
@@ -72,9 +73,10 @@ def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Pro
     model.to(chosen).eval()
     micro = run.config.train.micro_batch_tokens  # a run's own file has a number
     batch_windows = 1 if micro == "auto" else max(1, micro // run.config.model.context)
+    of_step = f"{run.checkpoint.folder.name}-" if run.asked_for else ""
     return _score(
         str(run.folder), run.checkpoint.state.step, model.logits, reader, corpus, chosen, batch_windows, progress,
-        run.folder / f"evaluation-{split}",
+        run.folder / f"{of_step}evaluation-{split}",
     )  # fmt: skip
 
 

@@ -27,16 +27,16 @@ class Source:
 
 
 def read_source(location: str) -> Source:
-    """A run folder (its newest checkpoint), or a Hugging Face folder or name of a ModernBERT with its tokenizer.
+    """A run folder (its newest checkpoint), one of its checkpoints, or a Hugging Face folder or name of a ModernBERT with its tokenizer.
 
     Raises UsageError when it is neither, CheckpointError when the run is damaged. Only safetensors are read.
     """
     from dnascale.runs import Run
 
     path = Path(location)
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").is_file() or (path / "MANIFEST.json").is_file():
         run = Run.open(path)
-        where = f"{path}, step {run.checkpoint.state.step:,}"
+        where = f"{run.folder}, step {run.checkpoint.state.step:,}"
         return Source(where, run.checkpoint.weights(), list(run.vocabulary().tokens))
     from transformers import AutoTokenizer, ModernBertForMaskedLM
     from transformers.utils import logging
