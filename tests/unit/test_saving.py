@@ -27,6 +27,7 @@ from dnascale.train.checkpoint import (
     resume_state,
     set_aside,
 )
+from dnascale.train.retention import is_pinned, pin
 from dnascale.train.saving import Saving, save
 from dnascale.train.state import TrainState
 
@@ -112,6 +113,16 @@ def test_what_was_saved_in_some_pieces_is_loaded_in_others(saved: Path, piece: i
     assert other.updates == 4
 
 
+def test_steps_that_were_left_out_are_no_updates_of_the_optimizer(tmp_path: Path) -> None:
+    found = Checkpoint(
+        save(tmp_path, engine(), TrainState(total_steps=9, step=6, optimizer_from=1, skipped=2), IDENTITY)
+    )
+    other = engine()
+    load(found, other, found.state)
+    assert other.updates == 3
+    assert resume_state(found, "muon", restart=True).skipped == 0
+
+
 def test_an_optimizer_that_begins_anew_keeps_its_own_moments(saved: Path) -> None:
     found = Checkpoint(saved)
     assert resume_state(found, "adamw", restart=True) == found.state
@@ -182,6 +193,8 @@ def test_versions_before_the_optimizer_was_named_are_of_adamw(saved: Path) -> No
             None,
             r"another model \(hidden_size 4 -> 8\): give this run its own run.dir",
         ),
+        (Identity({"hidden_size": 8, "layers": 3}, "letters", "these"), None, r"\(hidden_size 4 -> 8, layers 2 -> 3\)"),
+        (Identity(IDENTITY.model, "letters", "0123456789abcdef"), None, r"fingerprint these, now 0123456789ab\)"),
         (IDENTITY, {"norm": (4,)}, r"another model \(other parameters\)"),
         (Identity(IDENTITY.model, "k-mers", "these"), None, "trained with another vocabulary"),
         (Identity(IDENTITY.model, "letters", "those"), None, r"trained on other data \(fingerprint these, now those\)"),
@@ -299,7 +312,8 @@ def test_in_the_background_what_is_written_is_the_state_of_the_moment(
 ) -> None:
     monkeypatch.setenv("DNASCALE_FAULT", "ckpt.write:sleep=0.2")
     one, state = engine(), TrainState(9, 4, norms=[1.0])
-    one.accelerator.reduce = lambda value, reduction: value
+    asked: list[tuple[torch.Tensor, str]] = []
+    one.accelerator.reduce = lambda value, reduction: asked.append((value, reduction)) or value
     going = Saving(tmp_path / "checkpoints", one, state, IDENTITY, background=True)
     assert not going.written()
     one.tensors["norm"]["weight"].zero_()
@@ -308,6 +322,7 @@ def test_in_the_background_what_is_written_is_the_state_of_the_moment(
     assert committed(tmp_path / "checkpoints") == []
     found = Checkpoint(going.commit())
     assert going.written()
+    assert [(float(value), reduction) for value, reduction in asked] == [(1.0, "sum"), (0.0, "sum")]
     assert (found.state.step, found.state.tokens, found.state.norms) == (4, 0, [1.0])
     assert torch.equal(found.weights()["norm"], some_state()["norm"]["weight"])
 
@@ -325,3 +340,16 @@ def test_large_tensors_are_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.
     path = save(tmp_path / "checkpoints", engine(), STATE, IDENTITY)
     Checkpoint(path).verify()
     assert all(torch.equal(value, some_state()[name]["weight"]) for name, value in Checkpoint(path).weights().items())
+
+
+def test_a_pin_is_put_on_and_taken_off(saved: Path) -> None:
+    assert not is_pinned(saved)
+    pin(saved, on=True)
+    pin(saved, on=True)
+    assert is_pinned(saved)
+    Checkpoint(saved).verify()
+    pin(saved, on=False)
+    pin(saved, on=False)
+    assert not is_pinned(saved)
+    with pytest.raises(CheckpointError, match=r"step-00000007 is not there\.$"):
+        pin(saved.parent / "step-00000007", on=True)
