@@ -69,12 +69,20 @@ def test_what_needs_an_extra_says_so(packages: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_can_complete(shell: str) -> None:
+def test_shells_are_told_how_to_complete(shell: str) -> None:
+    assert "_DNASCALE_COMPLETE=" in _program(_DNASCALE_COMPLETE=f"source_{shell}")
+
+
+def test_subcommands_are_completed() -> None:
+    found = _program(_DNASCALE_COMPLETE="complete_bash", COMP_WORDS="dnascale ckpt ", COMP_CWORD="2")
+    assert {"ls", "pin", "verify"} <= set(found.split())
+
+
+def _program(**env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "dnascale", "--show-completion", shell], capture_output=True, text=True
+        [sys.executable, "-m", "dnascale"], capture_output=True, text=True, check=True, env=os.environ | env
     )
-    assert done.returncode == 0, done.stderr
-    assert "dnascale" in done.stdout
+    return done.stdout
 
 
 @pytest.mark.slow
