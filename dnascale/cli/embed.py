@@ -35,7 +35,9 @@ def embed(
     sequences: Annotated[
         list[str], typer.Argument(metavar="SEQUENCES...", help="FASTA, or any other input that `prepare` reads.")
     ],
-    out: Annotated[Path, typer.Option(help="File to make: .parquet, or .npy with its rows named in a .tsv beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="What to make: .parquet, .zarr, or .npy with its rows named in a .tsv beside it.")
+    ],
     per: Annotated[Per, typer.Option(help="One vector a sequence (mean), a window (mean), or a base.")] = Per.sequence,
     window: Annotated[
         int | None, typer.Option(min=1, help="Bases a window with --per window; what the model takes.")
@@ -50,7 +52,7 @@ def embed(
     batch_tokens: BatchOption = None,
     as_json: Json = False,
 ) -> None:
-    """Embeddings: the hidden states of a model, of sequences, windows or bases, to Parquet or npy.
+    """Embeddings: the hidden states of a model, of sequences, windows or bases, to Parquet, npy or zarr.
 
     A killed command goes on where it was when given again. On several devices: torchrun --nproc-per-node N -m dnascale embed ...
     """

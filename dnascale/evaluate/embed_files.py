@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from dnascale.evaluate.embed import Embedding, EmbedOptions, batches, embed
 from dnascale.evaluate.language_model import load_model
 from dnascale.evaluate.parts import open_parts, remove_parts
 from dnascale.evaluate.ranks import rank_and_world, wait_for_all
-from dnascale.files import check_new_folder, explained, sync
+from dnascale.files import check_new_folder, explained, sync, whole_folder
 
-KINDS = (".parquet", ".npy")
+#: Written at a time, and of a zarr chunk.
+_ROWS = 4096
+KINDS = (".parquet", ".npy", ".zarr")
 
 
 def embed_file(
@@ -33,12 +36,15 @@ def embed_file(
     """Embeds the records of files of any format that `prepare` reads into `out`; gives the number of vectors, None on all processes but
     the first. What is done survives a kill, and is dealt out over the processes of a launcher.
 
-    Parquet: name, start, end (0-based, half-open), embedding. npy: float32 [n, H], and what each row is in NAME.tsv beside it.
+    Parquet: name, start, end (0-based, half-open), embedding. npy: float32 [n, H], and what each row is in NAME.tsv beside it. zarr: a
+    group of four arrays, named as the columns of Parquet.
     `out` appears whole or not at all. `settings`: device, precision and context of `load_model`. Raises UsageError, DataError,
     CheckpointError or SpaceError.
     """
     if out.suffix not in KINDS:
-        raise UsageError(f"{out} is neither .parquet nor .npy.")
+        raise UsageError(f"{out} is neither .parquet, .npy nor .zarr.")
+    if out.suffix == ".zarr" and find_spec("zarr") is None:
+        raise UsageError(f"{out} needs zarr: pip install 'dnascale[zarr]'.")
     check_new_folder(out)  # the same holds for a file
     rank, world = rank_and_world()
     inputs = find(list(sequences))
@@ -70,7 +76,9 @@ def embed_file(
         wait_for_all()
         if rank:
             return None
-        rows = _write(chain.from_iterable(_kept(parts, number) for number in range(count)), out, loaded.size)
+        embeddings = chain.from_iterable(_kept(parts, number) for number in range(count))
+        first = next(embeddings, None)
+        rows = 0 if first is None else _write(chain([first], embeddings), out, loaded.size)
     except OSError as error:
         raise explained(error, out, "What was embedded before is kept") from error
     finally:
@@ -113,16 +121,18 @@ def _kept(folder: Path, number: int) -> Iterator[Embedding]:
 
 
 def _write(rows: Iterator[Embedding], out: Path, size: int) -> int:
-    """Makes `out`, and .tsv beside an .npy, whole or not at all; nothing when there are no rows."""
+    """Makes `out`, and .tsv beside an .npy, whole or not at all."""
+    if out.suffix == ".zarr":
+        with whole_folder(out) as folder:
+            return _write_zarr(rows, folder, size)
     work = out.with_name(f".{out.name}.partial")
     try:
         count = (_write_parquet if out.suffix == ".parquet" else _write_npy)(rows, work, size)
-        if count:
-            sync(work)
-            if out.suffix == ".npy":
-                sync(_rows_of(work))
-                _rows_of(work).replace(out.with_suffix(".tsv"))
-            work.replace(out)
+        sync(work)
+        if out.suffix == ".npy":
+            sync(_rows_of(work))
+            _rows_of(work).replace(out.with_suffix(".tsv"))
+        work.replace(out)
         return count
     finally:
         work.unlink(missing_ok=True)
@@ -165,6 +175,22 @@ def _write_npy(embeddings: Iterator[Embedding], path: Path, size: int) -> int:
     return count
 
 
+def _write_zarr(embeddings: Iterator[Embedding], folder: Path, size: int) -> int:
+    import zarr
+
+    group, count = zarr.open_group(folder, mode="w"), 0
+    vectors = group.create_array("embedding", shape=(0, size), chunks=(_ROWS, size), dtype="float32")
+    names = group.create_array("name", shape=(0,), chunks=(_ROWS,), dtype=str)
+    bounds = {key: group.create_array(key, shape=(0,), chunks=(_ROWS,), dtype="int64") for key in ("start", "end")}
+    for rows in _chunks(embeddings):
+        vectors.append(np.stack([row.values for row in rows]).astype(np.float32))
+        names.append(np.array([row.name for row in rows], dtype=object))
+        for key, array in bounds.items():
+            array.append(np.array([getattr(row, key) for row in rows]))
+        count += len(rows)
+    return count
+
+
 def _npy_header(count: int, size: int) -> bytes:
     """Format 1.0 of numpy.lib.format, 128 bytes."""
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {size}), }}"
@@ -175,7 +201,7 @@ def _rows_of(work: Path) -> Path:
     return work.with_name(work.name + ".tsv")
 
 
-def _chunks(embeddings: Iterator[Embedding], rows: int = 4096) -> Iterator[list[Embedding]]:
+def _chunks(embeddings: Iterator[Embedding], rows: int = _ROWS) -> Iterator[list[Embedding]]:
     chunk: list[Embedding] = []
     for one in embeddings:
         chunk.append(one)

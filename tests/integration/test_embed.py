@@ -109,12 +109,13 @@ def test_letters_that_are_no_base_are_not_in_the_mean(model: LanguageModel) -> N
     assert np.isnan(next(embed(model, [("x", b"NNN")])).values).all()
 
 
-def test_parquet_and_npy_hold_the_same_rows(
+def test_parquet_npy_and_zarr_hold_the_same_rows(
     folder: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    zarr = pytest.importorskip("zarr")
     from pyarrow import parquet
 
-    for out in ("a.parquet", "a.npy"):
+    for out in ("a.parquet", "a.npy", "a.zarr"):
         code, said = run(capsys, "embed", folder, fasta, "--out", tmp_path / out, "--device", "cpu")
         assert code == 0, said
     table = parquet.read_table(tmp_path / "a.parquet")
@@ -123,7 +124,11 @@ def test_parquet_and_npy_hold_the_same_rows(
     assert table.column("end").to_pylist() == [len(bases) for bases in SEQUENCES.values()]
     np.testing.assert_array_equal(np.stack(table.column("embedding").to_numpy()), values)
     assert (tmp_path / "a.tsv").read_text().splitlines()[1] == "s0\t0\t20"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.parquet", "a.tsv", "in.fa"]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    np.testing.assert_array_equal(group["embedding"][:], values)
+    for field in ("name", "start", "end"):
+        assert list(group[field][:]) == table.column(field).to_pylist()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.parquet", "a.tsv", "a.zarr", "in.fa"]
 
 
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
@@ -137,7 +142,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
         code, said = run(capsys, "embed", folder, fasta, "--out", out, "--device", "cpu", *options)
         assert (code, words in said) == (UsageError.exit_code, True), said
     code, said = run(capsys, "embed", folder, fasta, "--out", tmp_path / "b.txt", "--device", "cpu")
-    assert (code, "neither .parquet nor .npy" in said) == (UsageError.exit_code, True), said
+    assert (code, "neither .parquet, .npy nor .zarr" in said) == (UsageError.exit_code, True), said
     bad = tmp_path / "bad.fa"
     bad.write_text(">a\nACGT\n>b\nAC!T\n")
     code, said = run(capsys, "embed", folder, bad, "--out", out, "--device", "cpu")
