@@ -2,6 +2,7 @@
 # make test   the test suite
 # make slow   what make test leaves out: tests of half a minute and more
 # make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)
+# make mutants  the code that commits and reads checkpoints, changed in hundreds of ways, each of which a test must notice
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
 # make test-packages installs what tests compare with and would skip without: Chromium, bedtools, gffread, faketime (Debian, Ubuntu; as root)
 # make docs   the documentation as a site, in build/site
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test slow faults cluster cluster-packages test-packages docs lock gpu check format clean
+.PHONY: help demo test slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -45,6 +46,11 @@ slow: .venv/dev
 faults: .venv/dev
 	$(BIN)/python -m pytest -m faults --durations 10
 	$(BIN)/python tests/integration/kills.py --kills 200 --out build/kills.jsonl
+
+mutants: .venv/dev
+	$(PIP) install mutmut==3.8.1
+	PATH="$$PWD/$(BIN):$$PATH" OMP_NUM_THREADS=1 mutmut run
+	$(BIN)/mutmut results
 
 cluster: .venv/dev
 	$(BIN)/python -m pytest -m cluster --durations 10
@@ -83,4 +89,4 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo build mutants
