@@ -68,9 +68,9 @@ class Run:
 
     def model(self) -> "ModernBertForMaskedLM":
         """The trained Hugging Face model with its fp32 weights."""
-        from dnascale.model.modernbert import build
+        from dnascale.model.modernbert import build_to_fill
 
-        hf = build(self.config.model, self.vocabulary())
+        hf = build_to_fill(self.config.model, self.vocabulary())
         # The tied decoder weight is not stored a second time.
         missing, unexpected = hf.load_state_dict(self.checkpoint.weights(), strict=False)
         if unexpected or set(missing) - {"decoder.weight"}:

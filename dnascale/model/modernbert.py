@@ -59,6 +59,20 @@ def build(model: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> "ModernB
         return ModernBertForMaskedLM(modernbert_config(model, vocabulary))
 
 
+def build_to_fill(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBertForMaskedLM":
+    """The same with zeros for weights, which a checkpoint will replace: drawing 150 million of them takes seconds."""
+    from transformers import ModernBertForMaskedLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        hf = ModernBertForMaskedLM(modernbert_config(model, vocabulary))
+    hf.tie_weights()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.zero_()
+    return hf
+
+
 class MaskedLanguageModel(nn.Module):
     """Masks a batch, runs the model, and returns the loss of the masked tokens."""
 

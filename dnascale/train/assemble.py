@@ -98,13 +98,18 @@ def assemble(config: Config) -> Job:
     valid = together(accelerator, lambda: corpus.held_out("valid", config.model.context))
     together(accelerator, lambda: _verify(config, reader, valid, accelerator, screen))
 
-    # Build the model; settle what the device and the length of the run decide.
-    module = _build_module(config, corpus, accelerator, deepspeed is not None)
+    # Find what to go on from.
     config = from_main(accelerator, lambda: settle_config(run, config))
+    saved, sentences = from_main(accelerator, lambda: _find_checkpoint(run, config.checkpoint.mirror))
+    for sentence in sentences:
+        screen.warn(sentence)
+
+    # Build the model; settle what the device and the length of the run decide.
+    module = _build_module(config, corpus, accelerator, deepspeed is not None, fresh=saved is None)
     config = _settle_micro_batch(config, of_run, reader, order, module, accelerator, screen)
     config = settle_steps(accelerator, config, of_run, reader, order, module, screen)
 
-    # Hand the model to the engine; continue where the newest valid checkpoint stands.
+    # Hand the model to the engine, which takes the checkpoint.
     if (how := compile_mode(config, accelerator)) is not None:
         module.compile_step(how)
     optimizer = build_optimizer(module, config.optimizer, config.train.precision, with_state=deepspeed is None)
@@ -114,7 +119,7 @@ def assemble(config: Config) -> Job:
         vocabulary=corpus.vocabulary.digest,
         data=corpus.fingerprint,
     )
-    state, resumed = _restore(config, engine, identity, corpus.vocabulary, run, screen)
+    state = _restore(config, engine, identity, corpus.vocabulary, saved, screen)
     stage = stage_at(of_run, state.position)
     stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
     _require_one_order(accelerator, stream)
@@ -125,20 +130,22 @@ def assemble(config: Config) -> Job:
     )
     job = Job(
         config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
-        resumed, speed, Guard(config.guard, accelerator.device, state),
+        saved is not None, speed, Guard(config.guard, accelerator.device, state),
         Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall), mirror,
     )  # fmt: skip
     enter(job, stage)
     return job
 
 
-def _build_module(config: Config, corpus: Corpus, accelerator: "Accelerator", deepspeed: bool) -> "MaskedLanguageModel":
-    """The model with fresh weights, on the device. Under DeepSpeed the weights will be bf16, else matrix products alone are."""
-    from dnascale.model.modernbert import MaskedLanguageModel, build
+def _build_module(
+    config: Config, corpus: Corpus, accelerator: "Accelerator", deepspeed: bool, fresh: bool
+) -> "MaskedLanguageModel":
+    """The model on the device, with `fresh` weights or none. Under DeepSpeed the weights will be bf16, else matrix products alone are."""
+    from dnascale.model.modernbert import MaskedLanguageModel, build, build_to_fill
 
-    bf16 = config.train.precision == "bf16"
+    bf16, model, vocabulary = config.train.precision == "bf16", config.model, corpus.vocabulary
     module = MaskedLanguageModel(
-        build(config.model, corpus.vocabulary, config.train.seed),
+        build(model, vocabulary, config.train.seed) if fresh else build_to_fill(model, vocabulary),
         Masking(corpus.vocabulary, **config.masking.model_dump()),
         config.data.separate_records,
         autocast=torch.bfloat16 if bf16 and not deepspeed else None,
@@ -173,25 +180,27 @@ def _settle_micro_batch(
 
 
 def _restore(
-    config: Config, engine: Engine, identity: checkpoint.Identity, vocabulary: Vocabulary, run: Path, screen: Screen
-) -> tuple[TrainState, bool]:
-    """The state to go on from, and whether it is that of a checkpoint, which the engine then has. Collective."""
+    config: Config,
+    engine: Engine,
+    identity: checkpoint.Identity,
+    vocabulary: Vocabulary,
+    saved: checkpoint.Checkpoint | None,
+    screen: Screen,
+) -> TrainState:
+    """The state to go on from: that of the checkpoint, which the engine then has, or of a beginning. Collective."""
     accelerator, total = engine.accelerator, config.train.steps
     assert total is not None
-    saved, sentences = from_main(accelerator, lambda: _find_checkpoint(run, config.checkpoint.mirror))
-    for sentence in sentences:
-        screen.warn(sentence)
     if saved is None:
         if (location := config.model.init_from) is not None:
             source = together(accelerator, lambda: read_source(location))
             sentence = together(accelerator, lambda: begin_with(source, engine, vocabulary))
             screen.print(f"init     {sentence}")
-        return TrainState(total_steps=total), False
+        return TrainState(total_steps=total)
     together(accelerator, lambda: saved.require(identity, engine.shapes))
     name, restart = config.optimizer.name, config.optimizer.restart
     state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
     checkpoint.load(saved, engine, state)
-    return replace(state, total_steps=total), True
+    return replace(state, total_steps=total)
 
 
 def enter(job: Job, stage: Stage) -> None:
