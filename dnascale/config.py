@@ -102,6 +102,11 @@ class ModelConfig(_Section):
     context: PositiveInt = Field(description="window length in tokens")
     local_attention: PositiveInt = Field(128, description="window of local layers in tokens, both sides together")
     global_every: PositiveInt = Field(3, description="every n-th layer attends globally")
+    global_rope_theta: PositiveFloat = Field(
+        160_000.0,
+        description="base of the rotary embedding in global layers; below 1 it turns faster than 1 radian a token",
+    )
+    local_rope_theta: PositiveFloat = Field(10_000.0, description="the same in local layers")
     initializer_range: PositiveFloat = Field(0.02, description="standard deviation of fresh weights")
     init_from: str | None = Field(
         None, description="begin with the weights of this run folder, or Hugging Face folder or name; the rest is fresh"

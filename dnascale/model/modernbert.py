@@ -37,6 +37,10 @@ def modernbert_config(model: ModelConfig, vocabulary: Vocabulary) -> "ModernBert
         max_position_embeddings=model.context,
         local_attention=model.local_attention,
         initializer_range=model.initializer_range,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": model.global_rope_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": model.local_rope_theta},
+        },
         layer_types=[
             "sliding_attention" if layer % model.global_every else "full_attention" for layer in range(model.layers)
         ],

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 #: Entries of the Hugging Face configuration that decide what the model computes.
 _MODEL_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-               "layer_types", "local_attention", "max_position_embeddings")  # fmt: skip
+               "layer_types", "local_attention", "max_position_embeddings", "rope_parameters")  # fmt: skip
 
 
 @dataclass

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from dnascale.train.engines import Engine
 
 FORMAT = "dnascale-checkpoint"
-VERSION = 3
+VERSION = 4
+#: Of the model of versions before 4, which do not say it: ModernBERT's own.
+_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 160_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -64,7 +69,8 @@ class Checkpoint:
             if json_digest(body) != self.manifest["sha256"]:
                 raise Damaged(folder, f"{path} is damaged: it does not match its own digest.")
             self.state = TrainState(**self.manifest["state"])
-            self.identity = Identity(**self.manifest["identity"])
+            identity = Identity(**self.manifest["identity"])
+            self.identity = replace(identity, model={"rope_parameters": _ROPE} | identity.model)
             #: Name of the optimizer whose state is in it. Version 1 knew one.
             self.optimizer: str = self.manifest.get("optimizer", "adamw")
         except FileNotFoundError:

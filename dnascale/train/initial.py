@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dnascale.errors import UsageError
 from dnascale.vocab import Vocabulary
@@ -19,11 +19,12 @@ _LEAST = 0.5
 
 @dataclass(frozen=True)
 class Source:
-    """fp32 weights by Hugging Face name, and the tokens that the rows of the embedding stand for."""
+    """fp32 weights by Hugging Face name, the tokens that the rows of the embedding stand for, and how positions turn them."""
 
     where: str
     weights: "dict[str, torch.Tensor]"
     tokens: list[str]
+    rope: dict[str, Any]  # rope_parameters of the configuration
 
 
 def read_source(location: str) -> Source:
@@ -37,7 +38,9 @@ def read_source(location: str) -> Source:
     if (path / "config.yaml").is_file() or (path / "MANIFEST.json").is_file():
         run = Run.open(path)
         where = f"{run.folder}, step {run.checkpoint.state.step:,}"
-        return Source(where, run.checkpoint.weights(), list(run.vocabulary().tokens))
+        checkpoint = run.checkpoint
+        rope = checkpoint.identity.model["rope_parameters"]
+        return Source(where, checkpoint.weights(), list(run.vocabulary().tokens), rope)
     from transformers import AutoTokenizer, ModernBertForMaskedLM
     from transformers.utils import logging
 
@@ -52,7 +55,7 @@ def read_source(location: str) -> Source:
         ) from None
     weights = {name: value.detach().float() for name, value in hf.named_parameters()}
     tokens = tokenizer.convert_ids_to_tokens(range(len(weights[_EMBEDDING])))
-    return Source(location, weights, [str(token) for token in tokens])
+    return Source(location, weights, [str(token) for token in tokens], hf.config.rope_parameters)
 
 
 def begin_with(source: Source, engine: "Engine", vocabulary: Vocabulary) -> str:
@@ -91,6 +94,12 @@ def begin_with(source: Source, engine: "Engine", vocabulary: Vocabulary) -> str:
             engine.put(fragment, by_token.over(fragment.parameter, fragment.start, own))
     engine.loaded(0)
     sentence = f"{source.where}: {taken:,} of {count:,} parameters, {by_token.count} of {len(vocabulary)} tokens"
+    for layers, rope in engine.module.hf.config.rope_parameters.items():
+        if (theirs := source.rope[layers]["rope_theta"]) != rope["rope_theta"]:
+            kind = {"full_attention": "global", "sliding_attention": "local"}[layers]
+            sentence += (
+                f"; they were trained with model.{kind}_rope_theta={theirs:g}, which is now {rope['rope_theta']:g}"
+            )
     if fresh:
         sentence += f"; fresh: {', '.join(fresh)}"
     return sentence + (f"; not used: {', '.join(others)}" if others else "")

@@ -42,6 +42,19 @@ def test_a_run_begins_with_the_weights_of_another_on_any_engine(
     assert require_newest(run).state.step == 1
 
 
+def test_weights_that_were_trained_with_another_rotary_base_are_told(
+    human_cds: Dataset, tmp_path: Path, trained: Path
+) -> None:
+    words = train_words(
+        tmp_path / "run", human_cds, *LENGTH, f"model.init_from={trained}", "model.global_rope_theta=123"
+    )
+    outcome = dnascale(*words)
+    assert outcome.code == 0, outcome.output
+    assert "; they were trained with model.global_rope_theta=" in outcome.output
+    assert ", which is now 123" in outcome.output
+    assert "local_rope_theta" not in outcome.output
+
+
 def test_a_run_that_goes_on_is_not_begun_again(human_cds: Dataset, tmp_path: Path, trained: Path) -> None:
     run = tmp_path / "run"
     train(run, human_cds, "train.steps=2", f"model.init_from={trained}")

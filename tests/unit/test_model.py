@@ -82,6 +82,17 @@ def test_no_special_id_lies_outside_the_vocabulary_and_layers_are_as_configured(
     assert config.vocab_size == 23
     assert config.layer_types == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     assert config.local_attention == LOCAL
+    assert config.rope_parameters["full_attention"]["rope_theta"] == 160_000.0
+    assert config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
+
+
+def test_a_rotary_base_below_one_turns_by_a_codon_every_three_tokens() -> None:
+    model = TINY.model_copy(update={"hidden_size": 128, "global_rope_theta": 0.2487})
+    rotary = build(model, CHARACTER).model.rotary_emb
+    turns = rotary.full_attention_inv_freq
+    assert float((turns - 2 * torch.pi / 3).abs().min()) < 1e-4
+    assert (float(turns.min()), float(turns.max())) == (1.0, pytest.approx(0.2487 ** (-31 / 32)))
+    assert float(rotary.sliding_attention_inv_freq.max()) == 1.0
 
 
 def test_the_presets_have_the_sizes_they_state() -> None:

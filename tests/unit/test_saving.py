@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_manifest_says_what_there_is(saved: Path) -> None:
     assert saved.name == "step-00000004"
     assert sorted(os.listdir(saved)) == ["MANIFEST.json", "rank-00000-of-00001.safetensors"]
     assert {key: manifest[key] for key in ("format", "version", "created_by", "engine", "optimizer", "world_size")} == {
-        "format": "dnascale-checkpoint", "version": 3, "created_by": f"dnascale {__version__}", "engine": "plain", "optimizer": "adamw",
+        "format": "dnascale-checkpoint", "version": 4, "created_by": f"dnascale {__version__}", "engine": "plain", "optimizer": "adamw",
         "world_size": 1,
     }  # fmt: skip
     assert manifest["state"] == STATE.to_dict()
@@ -163,14 +164,14 @@ def test_a_manifest_that_is_not_its_own_is_refused(saved: Path, tmp_path: Path) 
         with pytest.raises(checkpoints.Damaged, match=r"MANIFEST.json is damaged \("):
             Checkpoint(saved)
     (saved / "MANIFEST.json").write_text(whole)
-    changed(saved, version=4)
+    changed(saved, version=5)
     with pytest.raises(
-        CheckpointError, match=r"is of format dnascale-checkpoint 4, this dnascale reads dnascale-checkpoint 3: upgrade"
+        CheckpointError, match=r"is of format dnascale-checkpoint 5, this dnascale reads dnascale-checkpoint 4: upgrade"
     ):
         Checkpoint(saved)
     (saved / "MANIFEST.json").write_text(whole)
     changed(saved, format="another")
-    with pytest.raises(CheckpointError, match="is of format another 3"):
+    with pytest.raises(CheckpointError, match="is of format another 4"):
         Checkpoint(saved)
     (saved / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no MANIFEST\.json"):
@@ -183,6 +184,19 @@ def test_versions_before_the_optimizer_was_named_are_of_adamw(saved: Path) -> No
     (saved / "MANIFEST.json").write_text(json.dumps(body))
     changed(saved, version=1)
     assert Checkpoint(saved).optimizer == "adamw"
+
+
+def test_versions_before_rotary_bases_could_be_chosen_are_of_modernberts_own(saved: Path) -> None:
+    own = {
+        "full_attention": {"rope_type": "default", "rope_theta": 160_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    changed(saved, version=3)
+    found = Checkpoint(saved)
+    found.require(replace(IDENTITY, model={**IDENTITY.model, "rope_parameters": own}), engine().shapes)
+    other = {**own, "full_attention": {"rope_type": "default", "rope_theta": 0.25}}
+    with pytest.raises(CheckpointError, match="rope_parameters"):
+        found.require(replace(IDENTITY, model={**IDENTITY.model, "rope_parameters": other}), engine().shapes)
 
 
 @pytest.mark.parametrize(
