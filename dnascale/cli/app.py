@@ -42,6 +42,9 @@ _INTERRUPTED = 128 + signal.SIGINT
 def main(args: list[str] | None = None) -> None:
     """Entry point. Errors are one sentence and a documented exit code; `--debug` anywhere adds the traceback."""
     args = list(sys.argv[1:] if args is None else args)
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        # Where another program wants the cores too, threads that wait for each other in long loops take all their time for it.
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     debug = "--debug" in args
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
