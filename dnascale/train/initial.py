@@ -94,15 +94,17 @@ def begin_with(source: Source, engine: "Engine", vocabulary: Vocabulary) -> str:
             engine.put(fragment, by_token.over(fragment.parameter, fragment.start, own))
     engine.loaded(0)
     sentence = f"{source.where}: {taken:,} of {count:,} parameters, {by_token.count} of {len(vocabulary)} tokens"
+    if fresh:
+        sentence += f"; fresh: {', '.join(fresh)}"
+    if others:
+        sentence += f"; not used: {', '.join(others)}"
     for layers, rope in engine.module.hf.config.rope_parameters.items():
         if (theirs := source.rope[layers]["rope_theta"]) != rope["rope_theta"]:
             kind = {"full_attention": "global", "sliding_attention": "local"}[layers]
             sentence += (
                 f"; they were trained with model.{kind}_rope_theta={theirs:g}, which is now {rope['rope_theta']:g}"
             )
-    if fresh:
-        sentence += f"; fresh: {', '.join(fresh)}"
-    return sentence + (f"; not used: {', '.join(others)}" if others else "")
+    return sentence
 
 
 @dataclass(frozen=True)
