@@ -4,9 +4,10 @@
 set -euo pipefail
 MINUTES=${MINUTES:-3}
 
-rm -rf demo/data demo/run demo/model
+# What was finished is made anew; what was interrupted goes on.
+if [ -e demo/model ]; then rm -rf demo/data demo/run demo/model; fi
 echo "== 1. sequences to shards"
-dnascale prepare builtin:human-cds --out demo/data
+[ -e demo/data ] || dnascale prepare builtin:human-cds --out demo/data
 
 echo "== 2. train for about $MINUTES minutes"
 dnascale train nano data.path=demo/data run.dir=demo/run train.minutes="$MINUTES" train.device=cpu

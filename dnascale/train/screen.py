@@ -34,7 +34,13 @@ class Screen:
     def __init__(self, main: bool) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, markup=False, quiet=not main, soft_wrap=True)
+        class Lasting(Console):
+            def on_broken_pipe(self) -> None:
+                """Whoever read has gone (`| head`): training goes on, unseen."""
+                with contextlib.suppress(SystemExit):
+                    super().on_broken_pipe()
+
+        self.console = Lasting(highlight=False, markup=False, quiet=not main, soft_wrap=True)
         self._bar: Any = None
         self._live: Any = None
         self._losses: list[float] = []  # of the last lines

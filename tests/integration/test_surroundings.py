@@ -57,3 +57,14 @@ def test_a_run_folder_behind_a_link_is_the_folder(
     assert outcome.code == 0, outcome.output
     assert numbers(metrics(real / "run")) == usual
     assert os.path.islink(link)
+
+
+def test_training_goes_on_when_whoever_read_its_output_has_gone(human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = train_words(run, human_cds, *OPTIONS)
+    outcome = launch(
+        ["bash", "-c", 'set -o pipefail; "$@" | head -n 1', "-", sys.executable, "-m", "dnascale", *map(str, words)]
+    )
+    assert outcome.code == 0, outcome.output
+    assert metrics(run)[-1]["step"] == 3
+    assert (run / "checkpoints" / "step-00000003").is_dir()
