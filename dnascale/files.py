@@ -30,8 +30,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
         _remove_abandoned(out)
         work.mkdir()
         yield work
+        umask = os.umask(0)
+        os.umask(umask)
         for folder, _, files in os.walk(work):
             for file in files:
+                Path(folder, file).chmod(0o666 & ~umask)  # safetensors' own writer makes files for their owner alone
                 sync(Path(folder, file))
             sync(Path(folder))
         work.replace(out)

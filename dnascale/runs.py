@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dnascale.config import Config, DataConfig, parse
 from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
-from dnascale.train.checkpoint import Checkpoint, require_newest
+from dnascale.train.checkpoint import Checkpoint, committed, require_newest
 from dnascale.vocab import CHARACTER, Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class Run:
             checkpoint.verify()
             folder = Path(os.path.abspath(folder)).parent.parent
         path = folder / "config.yaml"
+        if not path.is_file() and (folder.parent.parent / "config.yaml").is_file():
+            there = ", ".join(one.name for one in committed(folder.parent)) or "none"
+            raise UsageError(f"{folder} is not there: the checkpoints of {folder.parent.parent} are {there}.")
         if not path.is_file():
             raise UsageError(f"{folder} is no run folder: it has no config.yaml (dnascale train makes one).")
         config = parse(yaml.safe_load(path.read_text()), str(path))

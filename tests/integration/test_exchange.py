@@ -72,6 +72,21 @@ def test_a_checkpoint_that_is_not_the_newest_is_evaluated_exported_and_begun_wit
     assert f"init     {trained}, step 2: " in outcome.output, outcome.output
 
 
+def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(trained: Path) -> None:
+    outcome = dnascale("eval", trained / "checkpoints" / "step-00000003")
+    assert outcome.code == 2
+    assert outcome.error.endswith(f"is not there: the checkpoints of {trained} are step-00000002, step-00000004.")
+
+
+def test_what_is_written_for_others_may_be_read_by_others(trained: Path, tmp_path: Path) -> None:
+    assert dnascale("export", trained, tmp_path / "model").code == 0
+    assert dnascale("ckpt", "convert", trained, tmp_path / "out").code == 0
+    beside = tmp_path / "beside"
+    beside.touch()
+    files = [path for folder in ("model", "out") for path in (tmp_path / folder).iterdir()]
+    assert {path.stat().st_mode for path in files} == {beside.stat().st_mode}
+
+
 def test_the_best_of_the_checkpoints_is_marked(trained: Path) -> None:
     rows = [line for line in dnascale("ckpt", "ls", trained).output.splitlines() if line.startswith("step-")]
     losses = [Checkpoint(path).state.valid_loss for path in committed(trained / "checkpoints")]
