@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnascale.errors import CheckpointError, UsageError
-from dnascale.files import whole_folder
+from dnascale.errors import CheckpointError, DnascaleError, UsageError
+from dnascale.files import check_new_folder, whole_folder
 from dnascale.runs import Run
 
 if TYPE_CHECKING:
@@ -26,23 +26,13 @@ def convert(run: Run, out: Path) -> list[Path]:
     from safetensors.torch import save_file
 
     checkpoint = run.checkpoint
-    shapes: dict[str, dict[str, list[int]]] = {}
-    for parameter in checkpoint.manifest["parameters"]:
-        for kind, shape in parameter["kinds"].items():
-            shapes.setdefault(kind, {})[parameter["name"]] = shape
+    kinds = checkpoint.kinds()
     with whole_folder(out) as work:
-        for kind, named in shapes.items():
-            tensors = {name: _whole(run, kind, name, shape) for name, shape in named.items()}
-            save_file(tensors, work / f"{kind}.safetensors", {"format": "pt"})
+        for kind in kinds:
+            save_file(checkpoint.tensors(kind), work / f"{kind}.safetensors", {"format": "pt"})
         described = {key: checkpoint.manifest[key] for key in ("created_by", "state", "optimizer", "identity")}
         (work / "state.json").write_text(json.dumps(described, indent=1) + "\n")
-    return [out / f"{kind}.safetensors" for kind in shapes]
-
-
-def _whole(run: Run, kind: str, name: str, shape: list[int]) -> "torch.Tensor":
-    import math
-
-    return run.checkpoint.read(kind, name, 0, math.prod(shape)).reshape(shape)
+    return [out / f"{kind}.safetensors" for kind in kinds]
 
 
 def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bool) -> str:
@@ -53,8 +43,10 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
     nothing to import or its pickles are not trusted, CheckpointError when the weights are not those of that model.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
+    check_new_folder(out)
     if not source.is_dir():
         raise UsageError(f"{source} is no folder.")
     tag = _deepspeed_tag(source)
@@ -78,8 +70,10 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
         raise UsageError(
             f"{described} has no configuration or tokenizer ({first}): --model names a folder that has."
         ) from None
-    weights = _named(_of_deepspeed(tag) if tag is not None else _of_pickles(pickles), source)
-    hf = AutoModelForMaskedLM.from_config(config)
+    with _unreadable(source):
+        weights = _named(_of_deepspeed(tag) if tag is not None else _of_pickles(pickles), source)
+    with no_init_weights():  # all are given, or it is refused
+        hf = AutoModelForMaskedLM.from_config(config)
     with _refused(source, described):
         missing, unexpected = hf.load_state_dict(weights, strict=False)
         tied = {name for name in missing if name.startswith("decoder.weight")}
@@ -94,6 +88,19 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
         tokenizer.save_pretrained(work)
     count = sum(p.numel() for p in hf.parameters())
     return f"{out}: {count:,} parameters of {tag or source}"
+
+
+@contextlib.contextmanager
+def _unreadable(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except DnascaleError:
+        raise
+    except Exception as error:  # whatever reading a pickle may raise
+        first = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"the weights in {source} cannot be read ({type(error).__name__}: {first}): copy them again."
+        ) from None
 
 
 @contextlib.contextmanager

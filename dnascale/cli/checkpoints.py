@@ -1,6 +1,7 @@
 """`dnascale ckpt`: the checkpoints of a run."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ def ls(run: RunFolder, as_json: Json = False) -> None:
         return
     if not rows:
         raise CheckpointError(f"{run} has no checkpoints.")
-    losses = [row["valid_loss"] for row in rows if row.get("valid_loss") is not None]
+    best = min((row["valid_loss"] for row in rows if row.get("valid_loss") is not None), default=math.nan)
     shown = new_table("checkpoint", "step", "tokens", "valid loss", "engine", "world size", "bytes", "")
     for row in rows:
         if "error" in row:
@@ -44,7 +45,7 @@ def ls(run: RunFolder, as_json: Json = False) -> None:
             shown.add_row(row["checkpoint"], f"{row['step']:,}", f"{row['tokens']:,}",
                           "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}", row["engine"],
                           str(row["world_size"]), f"{row['bytes']:,}",
-                          "best" * (row["valid_loss"] in losses and row["valid_loss"] == min(losses)) + " pinned" * row["pinned"])  # fmt: skip
+                          " ".join(mark for mark, on in (("best", row["valid_loss"] == best), ("pinned", row["pinned"])) if on))  # fmt: skip
     new_console().print(shown)
 
 

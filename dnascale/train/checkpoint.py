@@ -135,12 +135,24 @@ class Checkpoint:
 
     def weights(self) -> "dict[str, torch.Tensor]":
         """All fp32 weights by Hugging Face name, in their shapes."""
+        return self.tensors("weight")
+
+    def kinds(self) -> list[str]:
+        """`weight`, and what the optimizer keeps for any parameter."""
+        return list(dict.fromkeys(fragment["kind"] for fragment in self.manifest["fragments"]))
+
+    def tensors(self, kind: str) -> "dict[str, torch.Tensor]":
+        """All fp32 tensors of a kind by the Hugging Face name of their parameter, in their shapes."""
         import math
 
-        return {
-            p["name"]: self.read("weight", p["name"], 0, math.prod(p["shape"])).reshape(p["shape"])
-            for p in self.manifest["parameters"]
-        }
+        found = {}
+        for parameter in self.manifest["parameters"]:
+            name = parameter["name"]
+            # Versions that do not say shapes by kind knew AdamW alone, whose moments have that of the weight.
+            shapes = parameter.get("kinds") or dict.fromkeys(self.kinds(), parameter["shape"])
+            if kind in shapes:
+                found[name] = self.read(kind, name, 0, math.prod(shapes[kind])).reshape(shapes[kind])
+        return found
 
 
 def load(checkpoint: Checkpoint, engine: "Engine", state: TrainState) -> None:

@@ -85,7 +85,7 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 self._leave(Beat(self._rank, os.getpid(), socket.gethostname(), *now, waited))
             if waited >= limit:
-                self._end(waited)
+                self._end(waited, stall)
 
     def _leave(self, beat: Beat) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ class Watchdog:
     def _file(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:05d}.json"
 
-    def _end(self, waited: float) -> None:
+    def _end(self, waited: float, stall: float) -> None:
         step, phase = self._now
         print(
             f"dnascale: error: rank {self._rank}: no progress for {waited:,.0f} s at step {step:,} ({phase}). {self._who_is_behind()} "
@@ -103,7 +103,7 @@ class Watchdog:
         )  # fmt: skip
         faulthandler.dump_traceback(all_threads=True)
         # Those that wait for this one began to wait a little later: they too name it, before they lose it.
-        time.sleep(min(10.0, (self._stall or 0.0) / 2))
+        time.sleep(min(10.0, stall / 2))
         os._exit(PeerError.exit_code)
 
     def _who_is_behind(self) -> str:

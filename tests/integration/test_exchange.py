@@ -160,6 +160,16 @@ def test_what_is_no_such_model_is_refused_in_a_sentence(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"hello\n"], ids=["empty", "text"])
+def test_pickles_that_cannot_be_read_are_named(tmp_path: Path, described: Path, content: bytes) -> None:
+    theirs = shutil.copytree(described, tmp_path / "theirs")
+    (theirs / "pytorch_model.bin").write_bytes(content)
+    outcome = dnascale("ckpt", "import", theirs, tmp_path / "model", "--trust-pickle")
+    assert outcome.code == 4
+    assert f"the weights in {theirs} cannot be read (" in outcome.error
+    assert not (tmp_path / "model").exists()
+
+
 def test_of_two_checkpoints_of_deepspeed_the_newest_is_taken_or_one_is_to_be_named(
     tmp_path: Path, described: Path
 ) -> None:
