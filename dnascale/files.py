@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from dnascale.errors import SpaceError, UsageError
+from dnascale.errors import DnascaleError, SpaceError, UsageError
 
 _STAGING = ".partial-"
 
@@ -30,16 +30,17 @@ def whole_folder(out: Path) -> Iterator[Path]:
         _remove_abandoned(out)
         work.mkdir()
         yield work
-        umask = os.umask(0)
-        os.umask(umask)
+        mode = work.stat().st_mode & 0o666  # safetensors' own writer makes files for their owner alone
         for folder, _, files in os.walk(work):
             for file in files:
-                Path(folder, file).chmod(0o666 & ~umask)  # safetensors' own writer makes files for their owner alone
+                Path(folder, file).chmod(mode)
                 sync(Path(folder, file))
             sync(Path(folder))
         work.replace(out)
         sync(out.parent)
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, DnascaleError) or not (isinstance(error, OSError) or no_space(error)):
+            raise
         raise explained(error, out) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -97,17 +98,17 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
         work.unlink(missing_ok=True)
 
 
-def explained(error: OSError, path: Path, kept: str = "Nothing was kept of it") -> SpaceError | UsageError:
-    """What an OSError while writing `path` means to a user. `kept`: what is left of it when the disk is full, if that is known."""
+def explained(error: Exception, path: Path, kept: str = "Nothing was kept of it") -> SpaceError | UsageError:
+    """What an OSError, or a full disk in another's words, while writing `path` means to a user. `kept`: what is left of it when the disk is full, if that is known."""
     if no_space(error):
         near = next(folder for folder in (path, *path.parents) if folder.exists())
-        limit = " and a file-size limit may be set (ulimit -f)" if error.errno == errno.EFBIG else ""
+        limit = " and a file-size limit may be set (ulimit -f)" if getattr(error, "errno", None) == errno.EFBIG else ""
         free = shutil.disk_usage(near).free
         then = f"{kept}; free" if kept else "Free"
         return SpaceError(
             f"no space left to write {path}: {free:,} bytes are free{limit}. {then} space and run the same command again."
         )
-    return UsageError(f"{path} cannot be written: {error.strerror or error}.")
+    return UsageError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")
 
 
 def no_space(error: BaseException) -> bool:

@@ -39,7 +39,7 @@ class Run:
             checkpoint.verify()
             folder = Path(os.path.abspath(folder)).parent.parent
         path = folder / "config.yaml"
-        if not path.is_file() and (folder.parent.parent / "config.yaml").is_file():
+        if not path.is_file() and folder.parent.name == "checkpoints" and folder.parent.is_dir():
             there = ", ".join(one.name for one in committed(folder.parent)) or "none"
             raise UsageError(f"{folder} is not there: the checkpoints of {folder.parent.parent} are {there}.")
         if not path.is_file():
