@@ -105,6 +105,19 @@ def test_any_range_is_put_together_from_fragments(saved: Path) -> None:
     assert all(torch.equal(weights[name], kinds["weight"]) for name, kinds in some_state().items())
 
 
+def test_every_kind_is_read_whole_whether_the_manifest_says_its_shapes_or_not(saved: Path) -> None:
+    for _ in range(2):
+        found = Checkpoint(saved)
+        assert found.kinds() == ["weight", "exp_avg", "exp_avg_sq"]
+        for kind in found.kinds():
+            tensors = found.tensors(kind)
+            assert list(tensors) == ["embedding", "norm", "head"]
+            assert all(torch.equal(tensors[name], kinds[kind]) for name, kinds in some_state().items())
+        assert found.tensors("momentum") == {}
+        parameters = [{k: v for k, v in one.items() if k != "kinds"} for one in found.manifest["parameters"]]
+        changed(saved, parameters=parameters, version=1)  # as it was before they were said
+
+
 @pytest.mark.parametrize("piece", [1, 3, 1 << 30])
 def test_what_was_saved_in_some_pieces_is_loaded_in_others(saved: Path, piece: int) -> None:
     other = OneRank(some_state(seed=1), piece=piece)
