@@ -1,6 +1,7 @@
 # make demo   everything on real data, from nothing to a trained, evaluated, exported model (about five minutes with the installation)
 # make test   the test suite
 # make slow   what make test leaves out: tests of half a minute and more
+# make coverage  the test suite, and which lines of dnascale it runs, in all processes that it starts
 # make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)
 # make mutants  the code that commits and reads checkpoints, changed in hundreds of ways, each of which a test must notice
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
+.PHONY: help demo test coverage slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,6 +40,12 @@ demo: .venv/base
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+
+coverage: .venv/dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --durations 10
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow --durations 10

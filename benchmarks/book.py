@@ -70,12 +70,12 @@ def main() -> None:
 
 
 def prepared(sequences: str, work: Path) -> Path:
-    """The data set, a tenth of the genes held out."""
+    """The data set, a tenth of the genes held out, near-duplicates on one side."""
     from dnascale.data.prepare import PrepareOptions, prepare
 
     name = "".join(c if c.isalnum() else "-" for c in Path(sequences).name)
     if not (work / name / "dataset.json").is_file():
-        prepare([sequences], work / name, PrepareOptions(valid=0.1))
+        prepare([sequences], work / name, PrepareOptions(valid=0.1, cluster=0.2))
     return work / name
 
 

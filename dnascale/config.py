@@ -406,6 +406,11 @@ def changes(before: Config, after: Config) -> list[str]:
 
 
 def _find(source: str) -> Path:
+    if "=" in source and not Path(source).is_file():
+        raise UsageError(
+            f"'{source}' stands where the configuration belongs: first a preset ({', '.join(presets())}) or a YAML file, then "
+            "section.key=value."
+        )
     if source.endswith((".yaml", ".yml")) or "/" in source:
         path = Path(source)
         if not path.is_file():
@@ -426,6 +431,16 @@ def _nearest(word: str, known: list[str], prefix: str = "") -> str:
     return f" (did you mean '{prefix}{close[0]}'?)" if close else ""
 
 
+def _elsewhere(word: str) -> str:
+    return f" (did you mean '{found[0]}'?)" if (found := keys_named(word)) else ""
+
+
+def keys_named(word: str) -> list[str]:
+    """Keys of sections whose last part is `word`: train.steps for steps."""
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    return [f"{name}.{word}" for name, section in sections.items() if word in getattr(section, "model_fields", {})]
+
+
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
@@ -435,7 +450,8 @@ def _explain(error: Any) -> str:
             if not hasattr(section, "model_fields"):  # of several: data.sources by name, schedule.stages by number
                 section = StageConfig if part == "stages" else SourceConfig
         prefix = key[: -len(str(error["loc"][-1]))]
-        return f"unknown key '{key}'{_nearest(str(error['loc'][-1]), list(section.model_fields), prefix)}"
+        word = str(error["loc"][-1])
+        return f"unknown key '{key}'{_nearest(word, list(section.model_fields), prefix) or _elsewhere(word)}"
     if error["type"] == "missing":
         hint = " (the data set folder or URL, e.g. data.path=DATA)" if key == "data" else ""
         return f"'{key}' is missing{hint}"

@@ -61,7 +61,8 @@ def check_new_folder(out: Path) -> None:
     except OSError as error:
         raise explained(error, out) from error
     if taken:
-        raise UsageError(f"{out} exists and is not empty: choose another folder, or remove it first.")
+        what, other = ("exists", "name") if out.is_file() else ("exists and is not empty", "folder")
+        raise UsageError(f"{out} {what}: choose another {other}, or remove it first.")
 
 
 def hold(folder: Path, name: str = "lock", shared: bool = False, wait: bool = False) -> TextIO:

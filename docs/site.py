@@ -108,12 +108,31 @@ def _hardware() -> str:
     return "\n".join(lines) + "\n"
 
 
+#: train.yaml, for `dnascale train train.yaml run.dir=runs/long`.
+_EXAMPLE = (
+    "# train.yaml: dnascale train train.yaml run.dir=runs/long",
+    "preset: small",
+    "data: {path: data}",
+    "train: {epochs: 20, micro_batch_tokens: auto}",
+    "optimizer: {name: muon, learning_rate: 2e-3}",
+    "schedule: {shape: wsd-sqrt}",
+    "checkpoint: {every: 1000, keep_every: 10000}",
+)
+
+
 def _configuration() -> str:
     lines = [
         "# Configuration",
         "",
         "A preset (`nano`, `book`, ...) or a YAML file, then `section.key=value` on the command line. `dnascale train CONFIG --show` prints a",
-        "whole one. An unknown key is an error that names the nearest right one. *required*: presets have a value for it, or it must be given.",
+        "whole one, to begin a file with. An unknown key is an error that names the nearest right one. *required*: presets have a value for it, or it",
+        "must be given.",
+        "",
+        "A file may begin with a preset and say what differs; the command line goes before both:",
+        "",
+        "```yaml",
+        *_EXAMPLE,
+        "```",
     ]
     for name, field in Config.model_fields.items():
         assert isinstance(field.annotation, type)

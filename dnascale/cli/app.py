@@ -37,6 +37,8 @@ app.command()(train.export)
 app.add_typer(checkpoints.app, name="ckpt")
 
 _INTERRUPTED = 128 + signal.SIGINT
+#: `| head` has read enough: the code of programs that the signal ends. Windows has no such signal.
+_READER_GONE = 128 + 13
 
 
 def main(args: list[str] | None = None) -> None:
@@ -60,7 +62,9 @@ def main(args: list[str] | None = None) -> None:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             code = UsageError.exit_code
             if sentence := error.format_message():
-                _report(sentence, code, debug)
+                _report(f"{sentence}{_as_setting(str(getattr(error, 'option_name', '')))}", code, debug)
+        elif isinstance(error, BrokenPipeError) and _reader_is_gone():
+            code = _READER_GONE
         elif _is_lost_peer(error):
             sentence = "another process of this run is gone, or its machine or network: its own message says why"
             code = _report(
@@ -84,6 +88,14 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _as_setting(option: str) -> str:
+    """What to write in place of an option that there is not, but a setting of that name."""
+    from dnascale.config import keys_named
+
+    found = keys_named(option.lstrip("-").replace("-", "_"))
+    return f". Settings of a run are written {found[0]}=VALUE, without dashes." if found else ""
+
+
 def _is_lost_peer(error: Exception) -> bool:
     """Whether a collective has failed because of another process. Gloo raises plain RuntimeErrors, known by their text alone."""
     if not isinstance(error, RuntimeError) or os.environ.get("WORLD_SIZE", "1") == "1":
@@ -93,6 +105,14 @@ def _is_lost_peer(error: Exception) -> bool:
         or "gloo/transport" in str(error)
         or "Connection closed by peer" in str(error)
     )
+
+
+def _reader_is_gone() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _first_line(error: Exception) -> str:
@@ -126,7 +146,11 @@ def _report(sentence: str, code: int, debug: bool, shared: bool = False, label: 
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="With any command: where in the code an error arose.")] = False,
+) -> None:
+    assert not debug, "main takes it out"
     if version:
         print(f"dnascale {__version__}")
         raise typer.Exit

@@ -18,7 +18,7 @@ from dnascale.cli.score import (
     Strands,
     StrandsOption,
 )  # fmt: skip
-from dnascale.cli.shared import Json, new_console
+from dnascale.cli.shared import Json, progress_bar
 from dnascale.cli.train import Device
 
 
@@ -64,13 +64,13 @@ def embed(
         raise UsageError("--window belongs to --per window.")
     options = EmbedOptions(per.value, layer, BOTH[strands], window, batch_tokens)
     settings = {"device": device.value, "precision": precision.value, "context": context}
-    console, done = new_console(stderr=True), 0
-    with console.status("embedding") as status:
+    done = 0
+    with progress_bar() as bar:
 
         def advance(more: int) -> None:
             nonlocal done
             done += more
-            status.update(f"embedding: {done:,} sequences")
+            bar("embedding sequences", done, None)
 
         count = embed_file(model, sequences, out, options, settings, advance)
     if count is None:  # of several processes, the first has written it

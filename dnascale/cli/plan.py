@@ -162,12 +162,15 @@ def _by_part(config: "Config", row: "Forecast") -> Any:
     """What a device holds, by engine, with the micro-batch of a row."""
     from dnascale.model.memory import state_parts
 
-    heads = ("weights", "gradients", "optimizer", "activations", "together")
-    table = new_table(f"GB on each of {row.devices} {row.card.name} (estimated)", *heads)
+    program = row.state_bytes - sum(state_parts(config.model, row.engine, row.devices).values())
+    heads = ("weights", "gradients", "optimizer", "activations", *(["program"] if row.card.cpu else []), "together")
+    unit, size = ("MB", 1e6) if row.state_bytes + row.activation_bytes < 1e9 else ("GB", 1e9)
+    table = new_table(f"{unit} on each of {row.devices} {row.card.name} (estimated)", *heads)
     for engine in ("plain", "zero1", "zero2", "zero3", "zero3_offload"):
         parts = [*state_parts(config.model, engine, row.devices).values(), row.activation_bytes]
+        parts += [program] if row.card.cpu else []
         marked = f"{engine} (this run)" if engine == row.engine else engine
-        table.add_row(marked, *(f"{part / 1e9:.2f}" for part in (*parts, sum(parts))))
+        table.add_row(marked, *(f"{part / size:.{1 if unit == 'MB' else 2}f}" for part in (*parts, sum(parts))))
     return table
 
 
@@ -196,7 +199,7 @@ def _show(
     for row in sorted(rows, key=lambda one: -one.tokens_per_second):
         hours = budget or row.hours
         cells = [
-            row.card.name, f"{(row.state_bytes + row.activation_bytes) / 1e9:.1f}", f"{row.card.memory:g}",
+            row.card.name, f"{(row.state_bytes + row.activation_bytes) / 1e9:.1f}", f"{row.card.memory:.3g}",
             f"{row.micro_batch_tokens:,} x {row.accumulation}", f"{row.tokens_per_second:,.0f}{'*' if row.measured else ''}", f"{row.mfu:.0%}",
             f"{row.communication_seconds / row.step_seconds:.0%}",
             f"{row.tokens_per_second * budget * 3600 / 1e9:,.2f} G" if budget else f"{hours:,.2f}",

@@ -1,15 +1,14 @@
 """`dnascale score`: variants, or every substitution of a sequence."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dnascale.cli.shared import Json, new_console, new_table
+from dnascale.cli.shared import Json, new_console, new_table, progress_bar
 from dnascale.cli.train import Device
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def score(
         raise UsageError("name a file of variants (VCF, TSV, CSV, Parquet), or a FASTA with --saturate.")
     from dnascale.evaluate.variants.files import score_file
 
-    with _alleles_bar() as progress:
+    with progress_bar() as bar:
         alleles = score_file(
             model,
             variants,
@@ -164,7 +163,7 @@ def score(
             ignore_chr,
             allow_mismatches,
             batch_tokens,
-            progress,
+            partial(bar, "scoring alleles"),
         )
     if alleles is not None:
         _show(alleles, out, as_json)
@@ -201,9 +200,19 @@ def _saturate(
     from dnascale.evaluate.figures import possible
     from dnascale.evaluate.variants.files import saturate
 
-    with _alleles_bar() as progress:
+    with progress_bar() as bar:
         summary = saturate(
-            path, location, out, options, settings, region, coding, genetic_code, baselines, batch_tokens, progress
+            path,
+            location,
+            out,
+            options,
+            settings,
+            region,
+            coding,
+            genetic_code,
+            baselines,
+            batch_tokens,
+            partial(bar, "scoring alleles"),
         )
     if summary is None:
         return
@@ -228,19 +237,3 @@ def _saturate(
 
 def _interval(value: dict[str, float]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
-@contextmanager
-def _alleles_bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = new_console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("scoring", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnascale.cli.shared import Json, new_console, new_table
+from dnascale.cli.shared import Json, new_console, new_table, progress_bar
 
 if TYPE_CHECKING:
     from dnascale.evaluate.detail import Detail
@@ -71,8 +71,6 @@ def evaluate(
 
     Writes evaluation-SPLIT.json and .png into the run. A run and a Hugging Face folder with the same --context hide the same bases.
     """
-    from rich.progress import Progress
-
     from dnascale.errors import UsageError
     from dnascale.evaluate import run as evaluation
     from dnascale.runs import Run
@@ -84,13 +82,7 @@ def evaluate(
         raise UsageError(
             "--context and --out belong to Hugging Face folders: a run has its own context, and keeps the result."
         )
-    console = new_console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
+    with progress_bar() as progress:
         if of_folder:
             assert data is not None
             result = evaluation.evaluate_folder(model, data, split, device.value, context, out, progress)

@@ -130,7 +130,7 @@ def _score(
         nonlocal done
         done += windows
         if progress is not None:
-            progress("evaluating", done, total)
+            progress("evaluating windows", done, total)
 
     letters = corpus.vocabulary.one_base_a_token and corpus.vocabulary.views == 1
     losses = BaseLosses(reader) if letters else None

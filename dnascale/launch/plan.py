@@ -127,7 +127,11 @@ def _local_processes(machine: Machine, device: str, wanted: int | None, reasons:
         reasons.append(f"one process a GPU: {wanted or gpus}")
         return wanted or gpus
     if device == "cpu" and wanted is None:
-        reasons.append(f"one process on the CPU, with {machine.cores} threads; --processes starts more")
+        threads = machine.threads or machine.cores
+        why = " (OMP_NUM_THREADS)" if machine.threads else ""
+        reasons.append(
+            f"one process on the CPU, with {threads} thread{'s' if threads > 1 else ''}{why}; --processes starts more"
+        )
     return wanted or 1
 
 

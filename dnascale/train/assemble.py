@@ -31,7 +31,7 @@ from dnascale.train.mirror import Mirror, fetch_newer
 from dnascale.train.optim import build_optimizer
 from dnascale.train.precision import settle_precision
 from dnascale.train.saving import Saving
-from dnascale.train.schedules import Stage, stage_at, stages
+from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen
 from dnascale.train.state import TrainState
 from dnascale.train.watchdog import Watchdog
@@ -200,7 +200,22 @@ def _restore(
     name, restart = config.optimizer.name, config.optimizer.restart
     state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
     checkpoint.load(saved, engine, state)
+    if rises := _rises_again(state, total, config):
+        screen.warn(rises)
     return replace(state, total_steps=total)
+
+
+def _rises_again(state: TrainState, total: int, config: Config) -> str | None:
+    """What is to be said when a run whose learning rate had gone down is made longer."""
+    peak = config.optimizer.learning_rate
+    before = learning_rate(state.step - 1, state.total_steps, peak, config.schedule)
+    after = learning_rate(state.step, total, peak, config.schedule)
+    if state.step >= total or state.total_steps == total or after < 2 * before:
+        return None
+    return (
+        f"the run was to end at step {state.total_steps:,} and now ends at {total:,}: its learning rate rises again from {before:.2g} to "
+        f"{after:.2g}, and the loss with it, until it goes down at the new end."
+    )
 
 
 def enter(job: Job, stage: Stage) -> None:

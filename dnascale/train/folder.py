@@ -14,6 +14,9 @@ from dnascale.errors import UsageError
 from dnascale.files import explained, hold, write_whole
 from dnascale.train.environment import environment
 
+#: Keys of the model that matter to its fresh weights alone. With any other, its checkpoints are of another model.
+_OF_A_BEGINNING = ("model.init_from:", "model.initializer_range:")
+
 
 def with_steps(config: Config, steps: int | None) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
@@ -38,10 +41,11 @@ def settle_config(run: Path, config: Config) -> Config:
         else:
             config = with_steps(config, before.train.steps)
     if (differing := changes(before, config)) and not config.run.allow_change:
-        raise UsageError(
-            f"{run} was begun with another configuration ({'; '.join(differing)}). Use another run.dir, or "
-            "run.allow_change=true to go on with the new one."
-        )
+        if any(line.startswith("model.") and not line.startswith(_OF_A_BEGINNING) for line in differing):
+            mend = f"Its checkpoints are of another model: use another run.dir (model.init_from={run} begins with their weights)."
+        else:
+            mend = "Use another run.dir, or run.allow_change=true to go on with the new one."
+        raise UsageError(f"{run} was begun with another configuration ({'; '.join(differing)}). {mend}")
     return config
 
 

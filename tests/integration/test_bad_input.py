@@ -2,6 +2,8 @@
 
 import gzip
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,42 @@ def test_an_unknown_preset() -> None:
     outcome = dnascale("train", "nanno", "data.path=x")
     assert outcome.code == 2
     assert "unknown preset 'nanno' (did you mean 'nano'?); there are: base, book, large, nano, small." in outcome.error
+
+
+def test_a_setting_that_stands_where_the_preset_belongs() -> None:
+    outcome = dnascale("train", "train.steps=100", "nano")
+    assert outcome.code == 2
+    assert "'train.steps=100' stands where the configuration belongs: first a preset (base, book," in outcome.error
+
+
+def test_a_setting_that_is_written_as_an_option() -> None:
+    outcome = dnascale("train", "nano", "--global-batch-tokens", "4096")
+    assert outcome.code == 2
+    assert "Settings of a run are written train.global_batch_tokens=VALUE, without dashes." in outcome.error
+    assert "Settings" not in dnascale("train", "nano", "--nonsense").error
+
+
+def test_text_that_holds_no_sequences(tmp_path: Path) -> None:
+    outcome = prepare(tmp_path, b"# Notes\n\nwhat to do\n", "notes.md")
+    assert outcome.code == 3
+    assert (
+        "notes.md:1:1: the first line must start with '>', but this is other text ('# Notes'), give sequences"
+        in outcome.error
+    )
+
+
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(human_cds: Dataset) -> None:
+    for words in (["data", "inspect", str(human_cds.folder)], ["data", "inspect", "--json", str(human_cds.folder)]):
+        gone = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+        gone.wait()
+        ended = subprocess.run(
+            [sys.executable, "-m", "dnascale", *words],
+            stdout=gone.stdin,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_a_missing_data_set(human_cds: Dataset, tmp_path: Path) -> None:

@@ -189,12 +189,16 @@ def test_a_changed_configuration_is_refused_and_shown(short_run: Path, human_cds
     outcome = again(run, human_cds, "optimizer.learning_rate=0.5")
     assert outcome.code == 2
     assert "optimizer.learning_rate: 0.001 -> 0.5" in outcome.error
+    assert outcome.error.endswith("run.allow_change=true to go on with the new one.")
     assert again(run, human_cds, "optimizer.learning_rate=0.5", "run.allow_change=true").code == 0
 
 
 def test_a_checkpoint_of_another_model_is_refused(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(short_run, run)
+    outcome = again(run, human_cds, "model.layers=3")
+    assert outcome.code == 2
+    assert f"Its checkpoints are of another model: use another run.dir (model.init_from={run}" in outcome.error
     outcome = again(run, human_cds, "model.layers=3", "run.allow_change=true")
     assert outcome.code == 4
     assert "num_hidden_layers 2 -> 3" in outcome.error
@@ -223,3 +227,14 @@ def test_a_run_goes_on_longer_when_asked(short_run: Path, human_cds: Dataset, tm
     outcome = again(run, human_cds, "train.steps=8", "run.allow_change=true")
     assert outcome.code == 0, outcome.output
     assert [line["step"] for line in metrics(run)] == list(range(1, 9))
+    assert "rises" not in outcome.output
+
+
+def test_a_learning_rate_that_rises_again_in_a_longer_run_is_told(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    outcome = again(run, human_cds, "train.steps=12", "schedule.shape=linear", "run.allow_change=true")
+    assert outcome.code == 0, outcome.output
+    assert "now ends at 12: its learning rate rises again from 0.0002 to 0.00055" in outcome.output

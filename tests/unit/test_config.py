@@ -94,6 +94,8 @@ def test_the_resolved_configuration_round_trips_through_its_yaml(tmp_path: Path)
             r"unknown key 'optimizer\.lerning_rate' \(did you mean 'optimizer\.learning_rate'\?\)",
         ),
         ("model.qqqqqq=1", r"unknown key 'model\.qqqqqq'$"),
+        ("steps=100", r"unknown key 'steps' \(did you mean 'train\.steps'\?\)"),
+        ("train.learning_rate=1", r"unknown key 'train\.learning_rate' \(did you mean 'optimizer\.learning_rate'\?\)"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(override: str, words: str) -> None:

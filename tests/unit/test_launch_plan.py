@@ -166,6 +166,10 @@ def test_srun_is_told_the_cpus_of_a_task() -> None:
 
 def test_a_number_of_threads_that_was_chosen_stays() -> None:
     assert planned(machine(H100, H100, threads=1)).environment == {}
+    assert (
+        "one process on the CPU, with 1 thread (OMP_NUM_THREADS); --processes starts more"
+        in planned(machine(threads=1), "nano").reasons
+    )
 
 
 def test_nodes_over_which_the_global_batch_does_not_divide_stay_idle() -> None:

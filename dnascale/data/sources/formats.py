@@ -173,4 +173,5 @@ def _what_is(head: bytes) -> str:
         return "a sequence without a header, put a line like '>name' before it"
     if any(byte >= 0x80 or (byte < 0x20 and byte not in b"\t\n") for byte in head[:64]):
         return f"binary data (it starts with {head[:4].hex(' ')}), give FASTA"
-    return f"other text ({shown(line[:40].decode('latin-1'))}), remove everything before the first '>'"
+    mend = "remove everything before the first '>'" if b"\n>" in head else "give sequences, e.g. FASTA"
+    return f"other text ({shown(line[:40].decode('latin-1'))}), {mend}"

@@ -112,8 +112,11 @@ def not_there(option: str, name: str, groups: Iterable[str]) -> UsageError:
     if near:
         hint = f"near it are {', '.join(near[:3])}"
     else:
-        hint = f"there are {len(known):,} groups: {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
-    return UsageError(f"{option} {name}: no record is in a group of that name ({hint}); names are compared exactly.")
+        count = f"is {len(known)} group" if len(known) == 1 else f"are {len(known):,} groups"
+        hint = f"there {count}: {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
+    return UsageError(
+        f"{option} {name}: no record is in a group of that name ({hint}); names are compared exactly, and --group says what a group is."
+    )
 
 
 def _bare(name: str) -> str:

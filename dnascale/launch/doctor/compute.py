@@ -37,7 +37,8 @@ def devices(asked: str) -> list[Finding]:
     if _nvidia_without_torch():
         mend = f"this torch ({torch.__version__}) has no CUDA, or the driver is too old for it: see pytorch.org/get-started"
         return [note("device", "an NVIDIA card is here, but torch does not see it", mend)]
-    return [ok("device", f"CPU, {torch.get_num_threads()} threads", threads=torch.get_num_threads())]
+    threads = torch.get_num_threads()
+    return [ok("device", f"CPU, {threads} thread{'s' if threads > 1 else ''}", threads=threads)]
 
 
 def _gpu(index: int) -> list[Finding]:
