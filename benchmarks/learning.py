@@ -2,8 +2,7 @@
 
     python benchmarks/learning.py docs/benchmarks/learning.jsonl --out docs/benchmarks/learning.png
 
-Each run is the rows that have the same preset, overrides and device. `seconds` are of training; where a row has none, they are those of its tokens
-at the run's own mean rate.
+Each run is the rows that have the same preset, recipe and device; rows without `seconds` of training are left out.
 """
 
 import argparse
@@ -40,6 +39,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.text(1, nats, f"{name} {nats:.4f}", fontsize=8, color="#555555", ha="right", va="bottom",
                    transform=panel.get_yaxis_transform())  # fmt: skip
     panel.set_xscale("log")
+    panel.set_xticks(minutes := [0.5, 1, 2, 5, 10, 20, 50, 100], [f"{one:g}" for one in minutes])
     panel.set_xlabel("minutes of training")
     panel.set_ylabel("held-out nats per base")
     panel.spines[["top", "right"]].set_visible(False)

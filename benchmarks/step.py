@@ -5,7 +5,9 @@
 Every row is a process of its own. `ours` is the step of `dnascale train` itself, data included; `trainer` is the Trainer
 as a careful user writes it (SDPA, bf16, fused AdamW, pinned batches made by eight workers), `trainer-compiled` has
 torch_compile=True besides; zero1, zero2 and zero3 are ours with that engine. Both see the same windows of DATA, without padding.
-What one lever does is a variant with an override behind a plus sign, such as ours+optimizer.name=muon or ours+train.compile=layers.
+What one lever does is a variant with an override behind a plus sign, such as ours+optimizer.name=muon or ours+train.compile=layers; or, of what
+is no setting, a variant without it behind a minus sign (uncompiled): ours-head has the head on all positions and not on the predicted ones alone,
+ours-blocks has local attention under a dense mask, ours-fused has AdamW without its fused kernel.
 """
 
 import argparse
@@ -129,13 +131,16 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
         f"train.engine={row['variant'].split('+')[0] if row['variant'].startswith('zero') else 'plain'}", *options.override,
         *row["variant"].split("+")[1:],
     ])  # fmt: skip
+    lever = "" if "trainer" in row["variant"] else row["variant"].split("+")[0].partition("-")[2]
     windows = row["micro_batch_tokens"] // row["context"]
     sample = TrainStream.open(options.data, row["context"], windows).next_step()[0].tokens.numpy() & 0x7F
     masked = Masking(CHARACTER, **config.masking.model_dump()).count(row["context"]) / row["context"]
     flops = train_flops_per_token(config.model, len(CHARACTER), masked, record_lengths(sample, CHARACTER.sep))
 
     begin = time.perf_counter()
-    steps = trainer_steps(config, options.data, windows, row) if "trainer" in row["variant"] else our_steps(config)
+    steps = (
+        trainer_steps(config, options.data, windows, row) if "trainer" in row["variant"] else our_steps(config, lever)
+    )
     first = next(steps)  # the rows that only one variant can tell
     for _ in range(options.warm_up):
         next(steps)
@@ -173,11 +178,41 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def our_steps(config: Any) -> Any:
+def without(lever: str) -> None:
+    """Takes one lever out of our step, which computes the same without it."""
+    import torch
+
+    from dnascale.model import attention
+    from dnascale.model.modernbert import MaskedLanguageModel
+
+    if lever == "blocks":
+        attention.BLOCKED_FROM = 1 << 40
+    elif lever == "fused":
+        fused = torch.optim.AdamW
+        torch.optim.AdamW = lambda *words, **options: fused(*words, **options | {"fused": False})  # type: ignore[misc,assignment]
+    elif lever == "head":
+        end = MaskedLanguageModel._end
+
+        def on_all(self: Any, hidden: Any, batch: Any) -> Any:
+            head, decoder = self.hf.head, self.hf.decoder
+            logits = decoder(head(hidden))
+            self.hf.head = self.hf.decoder = torch.nn.Identity()
+            try:
+                return end(self, logits, batch)
+            finally:
+                self.hf.head, self.hf.decoder = head, decoder
+
+        MaskedLanguageModel._end = on_all  # type: ignore[method-assign]
+    elif lever:
+        raise SystemExit(f"there is no lever {lever}: head, blocks, fused")
+
+
+def our_steps(config: Any, lever: str) -> Any:
     """Yields what the header says, then after each step of the training loop."""
     from dnascale.bench.throughput import steps
     from dnascale.train.assemble import assemble
 
+    without(lever)
     job = assemble(config)
     yield {"attention": str(job.engine.module.attention), "compiled": job.engine.compiled, "engine": job.engine.name}
     yield from steps(job)

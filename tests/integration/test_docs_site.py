@@ -1,5 +1,6 @@
 """The documentation as a site: a strict build, and what it makes from the program itself."""
 
+import html
 import os
 import re
 import subprocess
@@ -64,3 +65,15 @@ def test_the_configuration_page_has_every_key_with_its_default_and_meaning(site:
     assert cells["data.workers"][:2] == ["whole number ≥ 0", "0"]
     assert cells["optimizer.betas"][1] == "[0.9, 0.98]"
     assert cells["train.compile"][:2] == ["layers, whole or false", "null"]
+
+
+def test_the_file_that_the_configuration_page_shows_is_taken(site: Path, tmp_path: Path) -> None:
+    from dnascale.config import load_config
+
+    page = (site / "reference" / "configuration" / "index.html").read_text()
+    shown = next(block for block in re.findall(r"<code>(.*?)</code>", page, re.DOTALL) if "train.yaml" in block)
+    (tmp_path / "train.yaml").write_text(html.unescape(re.sub(r"<[^>]+>", "", shown)))
+    config = load_config(str(tmp_path / "train.yaml"), ["train.epochs=3"])
+    assert config.model == load_config("small", ["data.path=data", "train.steps=1"]).model
+    assert (config.train.epochs, config.train.micro_batch_tokens, config.optimizer.name) == (3, "auto", "muon")
+    assert config.checkpoint.keep_every == 10_000
