@@ -2,6 +2,7 @@
 # make test   the test suite
 # make slow   what make test leaves out: tests of half a minute and more
 # make coverage  the test suite, and which lines of dnascale it runs, in all processes that it starts
+# make lowest  the test suite with the oldest packages that pyproject.toml allows, in build/lowest; TORCH=2.13.0 takes that torch all the same
 # make faults  training killed 200 times at random moments, and every other test that kills or damages (about half an hour)
 # make mutants  the code that commits and reads checkpoints, changed in hundreds of ways, each of which a test must notice
 # make cluster  several hosts and a Slurm on this machine (Linux, root); make cluster-packages installs what that needs (Debian, Ubuntu)
@@ -13,7 +14,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test coverage slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
+.PHONY: help demo test coverage lowest slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -46,6 +47,16 @@ coverage: .venv/dev
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --durations 10
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+lowest: $(BIN)/python
+	mkdir -p build
+	$(PIP) install uv
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --extra dev --output-file build/lowest.txt pyproject.toml
+	$(if $(TORCH),sed -i -E 's/^torch==.*/torch==$(TORCH)/; /^(nvidia|cuda|triton)/d' build/lowest.txt)
+	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip --disable-pip-version-check --quiet install --requirement build/lowest.txt
+	build/lowest/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable .
+	build/lowest/bin/python -m pytest -n 2 --dist loadfile --durations 10
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow --durations 10

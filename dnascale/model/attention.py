@@ -2,7 +2,7 @@
 
 Hugging Face's ModernBERT calls `attend` (registered under `NAME`) in every layer. Global layers see a whole record, local
 layers `reach` tokens to each side; records that share a window never see each other. A `Layout` holds what follows from
-the tokens of a batch, computed once a forward and shared by all layers.
+the tokens of a batch, computed once a forward and shared by all layers. In bf16 on a CPU `cpu.py` does more than that function can.
 
 Position ids alone do not separate packed sequences in ModernBERT: they never reach the attention function. Without a
 layout `attend` is Hugging Face's own SDPA, so that the bare model computes what it does anywhere else.
@@ -26,8 +26,8 @@ class Layout(NamedTuple):
 
     kernel: str
     reach: int
-    everything: torch.Tensor | None = None  # bool mask of global layers [B, 1, S, S]; None sees all
-    near: torch.Tensor | None = None  # bool mask of local layers: [B or 1, 1, S, S], or a block of queries a row
+    everything: torch.Tensor | None = None  # mask of global layers [B, 1, S, S], bool or to add; None sees all
+    near: torch.Tensor | None = None  # mask of local layers: [B or 1, 1, S, S], or a block of queries a row
     starts: torch.Tensor | None = None  # int32 [records + 1] in the flattened batch; the last ones are B * S
 
 
@@ -112,6 +112,29 @@ def _lay_out_blocks(tokens: torch.Tensor, separator: int | None, reach: int) -> 
     return Layout("blocks", reach, everything, near.reshape(-1, 1, reach, 3 * reach))
 
 
+def _lay_out_tiles(tokens: torch.Tensor, separator: int | None, reach: int) -> Layout:
+    """Masks as what is added to scores, bf16: global layers [B, 1, S, S]; local ones a block of 2 * reach queries against 4 * reach keys,
+    [B, blocks, 2 * reach, 4 * reach], or [1, 1, ...] where it is the same for all.
+    """
+    windows, length = tokens.shape
+    query = torch.arange(2 * reach, device=tokens.device)[:, None]
+    key = torch.arange(-reach, 3 * reach, device=tokens.device)[None, :]
+    near = ((query - key).abs() <= reach)[None, None]
+    if separator is None:
+        return Layout("tiles", reach, near=_to_add(near))
+    record = record_ids(tokens, separator)
+    everything = (record[:, :, None] == record[:, None, :])[:, None]
+    blocks = -(-length // (2 * reach))
+    padded = functional.pad(record, (reach, 2 * reach * blocks - length + reach), value=-1)
+    own = padded[:, reach:-reach].view(windows, blocks, 2 * reach, 1)
+    seen = padded.unfold(1, 4 * reach, 2 * reach)[:, :, None, :]
+    return Layout("tiles", reach, _to_add(everything), _to_add(near & (own == seen)))
+
+
+def _to_add(visible: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(~visible, -torch.inf)
+
+
 def _lay_out_flash(tokens: torch.Tensor, separator: int | None, reach: int, room: int) -> Layout:
     """Starts of records. `room`: records there is place for, at least B + 2 * separators, so that shapes are static."""
     windows, length = tokens.shape
@@ -183,7 +206,7 @@ _KERNELS = {"masks": _with_masks, "blocks": _in_blocks, "flash": _flash, "packed
 class Attention:
     """The kernel of a model: lays out each batch. `reach` is how far local layers see to each side."""
 
-    kernel: str  # flash, blocks or masks
+    kernel: str  # flash, tiles, blocks or masks
     separator: int | None  # None: records of a window see each other
     reach: int
     _room: int = 0
@@ -192,15 +215,18 @@ class Attention:
     def choose(
         cls, device: torch.device, dtype: torch.dtype, head_size: int, context: int, separator: int | None, reach: int
     ) -> "Attention":
-        """Flash attention on CUDA where it can (half precision, since Ampere), else SDPA, in blocks for long windows."""
+        """Flash attention on CUDA where it can (half precision, since Ampere), tiles in bf16 on a CPU, else SDPA, in blocks for long windows."""
         half = dtype in (torch.bfloat16, torch.float16)
         if device.type == "cuda" and half and head_size % 8 == 0 and head_size <= 256 and _has_windowed_varlen(device):
             return cls("flash", separator, reach)
+        if device.type == "cpu" and dtype == torch.bfloat16:
+            return cls("tiles", separator, reach)
         return cls("blocks" if context >= BLOCKED_FROM * reach else "masks", separator, reach)
 
     def __str__(self) -> str:
         return {
             "flash": "variable-length flash, SDPA where a window is one record",
+            "tiles": "in tiles that stay in the cache",
             "blocks": f"SDPA, local layers in blocks of {self.reach}",
             "masks": "SDPA with masks",
         }[self.kernel]
@@ -221,7 +247,7 @@ class Attention:
         separator = self.separator if room else None
         if self.kernel == "flash":
             return _lay_out_flash(tokens, separator, self.reach, room)
-        lay_out = _lay_out_blocks if self.kernel == "blocks" else _lay_out_masks
+        lay_out = {"tiles": _lay_out_tiles, "blocks": _lay_out_blocks, "masks": _lay_out_masks}[self.kernel]
         return lay_out(tokens, separator, self.reach)
 
 

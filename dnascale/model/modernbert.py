@@ -109,6 +109,10 @@ class MaskedLanguageModel(nn.Module):
             masking.vocabulary.sep if separate_records else None,
             hf.config.local_attention // 2,
         )
+        if (device or hf.device).type == "cpu":
+            from dnascale.model import cpu
+
+            cpu.adapt(hf)
         hf.model.embeddings.register_forward_hook(_as_autocast)
         self.register_buffer(
             "complement", torch.from_numpy(masking.vocabulary.complement_table).long(), persistent=False

@@ -23,7 +23,7 @@ MODEL = ModelConfig(
     hidden_size=32, layers=4, heads=2, intermediate_size=48, context=96, local_attention=16, global_every=3
 )
 REACH = MODEL.local_attention // 2
-KERNELS = ["masks", "blocks", "flash"]
+KERNELS = ["masks", "blocks", "tiles", "flash"]
 #: Lengths of the records of each window; a separator follows each, and the window ends within or after the last.
 WINDOWS = {
     "one record": [[96], [96]],
@@ -135,12 +135,41 @@ def test_without_separation_a_window_is_one_record(hf: Any, kernel: str) -> None
         assert close(model.logits(tokens), hf(input_ids=tokens).logits, 1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 95])
-def test_blocks_serve_windows_of_any_length(hf: Any, length: int) -> None:
+@pytest.mark.parametrize("kernel", ["blocks", "tiles"])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 33, 95])
+def test_blocks_of_queries_serve_windows_of_any_length(hf: Any, kernel: str, length: int) -> None:
     tokens = windows_of([[20, 80], [96]])[:, :length]
-    with torch.no_grad():
-        expected = language_model(hf, "masks").logits(tokens)
-        assert close(language_model(hf, "blocks").logits(tokens), expected, 1e-5)
+    for separate in (True, False):
+        with torch.no_grad():
+            expected = language_model(hf, "masks", separate).logits(tokens)
+            assert close(language_model(hf, kernel, separate).logits(tokens), expected, 1e-5)
+
+
+@pytest.mark.parametrize("cache", [1, 1 << 30])
+def test_how_many_windows_fit_into_the_cache_changes_nothing(
+    hf: Any, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = windows_of([[20, 80], [96], [16, 17, 18, 96], [1] * 48, [96]])
+    found = []
+    for kernel in ("masks", "tiles"):
+        monkeypatch.setattr("dnascale.model.cpu._CACHE", cache)
+        hf.zero_grad(set_to_none=True)
+        logits = language_model(hf, kernel).logits(tokens)
+        logits.square().sum().backward()
+        found.append((logits.detach(), gradients(hf)))
+    assert close(found[1][0], found[0][0], 1e-5)
+    assert close(found[1][1], found[0][1], 1e-4)
+
+
+def test_in_bf16_tiles_are_as_near_to_fp32_as_torchs_attention_is(hf: Any) -> None:
+    tokens = windows_of([[40, 80], [95]])
+    exact = language_model(hf, "masks").logits(tokens).detach()
+    off = {}
+    for kernel in ("masks", "tiles"):
+        model = language_model(hf, kernel)
+        model.autocast = torch.bfloat16
+        off[kernel] = float((model.logits(tokens).detach() - exact).square().mean().sqrt())
+    assert off["tiles"] < 1.5 * off["masks"]
 
 
 def test_room_for_records_suffices_and_seldom_grows() -> None:
@@ -155,15 +184,22 @@ def test_room_for_records_suffices_and_seldom_grows() -> None:
 
 def test_the_kernel_is_chosen_by_device_dtype_and_length() -> None:
     cpu = torch.device("cpu")
-    assert Attention.choose(cpu, torch.bfloat16, 64, 256, 21, 64).kernel == "masks"
-    assert Attention.choose(cpu, torch.bfloat16, 64, 1024, 21, 64).kernel == "blocks"
+    assert Attention.choose(cpu, torch.bfloat16, 64, 256, 21, 64).kernel == "tiles"
+    assert Attention.choose(cpu, torch.float32, 64, 256, 21, 64).kernel == "masks"
+    assert Attention.choose(cpu, torch.float32, 64, 1024, 21, 64).kernel == "blocks"
     assert Attention.choose(torch.device("mps"), torch.float32, 64, 8192, 21, 64).kernel == "blocks"
 
 
 @pytest.mark.parametrize(
     ("kernel", "autocast", "how", "graphs"),
     # By layers: masking, the first layer, which has no norm, the local layers, the last, and the loss.
-    [("masks", None, "whole", 1), ("blocks", torch.bfloat16, "whole", 1), ("blocks", torch.bfloat16, "layers", 5)],
+    [
+        ("masks", None, "whole", 1),
+        ("blocks", torch.bfloat16, "whole", 1),
+        ("blocks", torch.bfloat16, "layers", 5),
+        ("tiles", torch.bfloat16, "whole", 1),
+        ("tiles", torch.bfloat16, "layers", 5),
+    ],
 )
 def test_the_step_is_compiled_once_and_without_breaks(
     hf: Any, kernel: str, autocast: torch.dtype | None, how: CompileMode, graphs: int, monkeypatch: pytest.MonkeyPatch
