@@ -38,11 +38,13 @@ _BETWEEN = Link(50e9, 10e-6)
 _INSIDE_LATENCY = 5e-6
 #: Bytes a parameter of a checkpoint: fp32 weights and both moments.
 _SAVED = 12
-#: Of CPUs, fitted: of the time that products would take at the rate of a 1,024-cube; bytes that are moved a channel and layer, a head, layer
-#: and key that is seen, and a channel of local layers computed in blocks.
-_CPU_PRODUCTS, _CPU_CHANNEL, _CPU_KEY, _CPU_BLOCKED = 0.645, 1214, 37, 865
-#: Of CPUs, bytes of a process with nothing in it, and what is held of the activations of model/memory.py's estimate, in fp32 (half in bf16).
-_PROCESS, _CPU_KEPT = 475e6, 1.12
+#: Of CPUs in bf16, fitted: of the time that products, and those of Muon, would take at the rate of a 1,024-cube; bytes that are moved a channel
+#: and layer, and a channel, layer and key that is looked at.
+_CPU_PRODUCTS, _CPU_MUON, _CPU_CHANNEL, _CPU_KEY = 0.463, 1.67, 698, 1.74
+#: In fp32: of products; bytes a channel and layer, a head, layer and key that is seen, and a channel of local layers computed in blocks.
+_FP32_PRODUCTS, _FP32_CHANNEL, _FP32_KEY, _FP32_BLOCKED = 0.76, 1433, 44, 1021
+#: Of CPUs, bytes of a process with nothing in it.
+_PROCESS = 475e6
 _HOST_SHARE = 0.8
 
 
@@ -121,8 +123,8 @@ def seconds_per_token(model: ModelConfig, card: Card, masking_rate: float, vocab
 
 
 def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
-    """Of a CPU: products at the measured rate, and what is not products as bytes at the measured rate of layer norms. The numbers are a fit to
-    thirteen rows on one machine (docs/benchmarks/cpu.jsonl).
+    """Of a CPU: products at the measured rate, and what is not products as bytes at the measured rate of layer norms. The numbers are fits to
+    rows on one machine (docs/benchmarks/cpu.jsonl).
     """
     model = config.model
     hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context
@@ -130,12 +132,17 @@ def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
     products = 6 * (
         layers * (4 * hidden**2 + 3 * hidden * inner) + config.masking.rate * hidden * (hidden + vocabulary)
     )
-    if config.optimizer.name == "muon":
-        products += _orthogonalisation(model) / config.train.global_batch_tokens
-    blocks = context >= BLOCKED_FROM * (model.local_attention // 2)
-    keys = model.heads * (whole if blocks else layers) * context
-    moved = _CPU_CHANNEL * layers * hidden + _CPU_KEY * keys + _CPU_BLOCKED * blocks * (layers - whole) * hidden
-    return _CPU_PRODUCTS * products / (card.teraflops * 1e12) + moved / (card.bandwidth * 1e12)
+    muon = _orthogonalisation(model) / config.train.global_batch_tokens if config.optimizer.name == "muon" else 0.0
+    if config.train.precision == "fp32":
+        blocks = context >= BLOCKED_FROM * (model.local_attention // 2)
+        products = _FP32_PRODUCTS * (products + muon)
+        keys = model.heads * (whole if blocks else layers) * context
+        moved = _FP32_CHANNEL * layers * hidden + _FP32_KEY * keys + _FP32_BLOCKED * blocks * (layers - whole) * hidden
+    else:
+        products = _CPU_PRODUCTS * products + _CPU_MUON * muon
+        keys = hidden * (whole * context + (layers - whole) * min(context, 2 * model.local_attention))
+        moved = _CPU_CHANNEL * layers * hidden + _CPU_KEY * keys
+    return products / (card.teraflops * 1e12) + moved / (card.bandwidth * 1e12)
 
 
 def _orthogonalisation(model: ModelConfig) -> float:
@@ -153,7 +160,7 @@ def _needs(config: Config, card: Card, engine: str, devices: int) -> tuple[float
         fits = tokens_that_fit(model, int(card.memory * 1e9), engine, devices, flash=True)
         return state_bytes(model, engine, devices), token_bytes(model, True), fits
     state = state_bytes(model, engine, devices) + _PROCESS
-    each = token_bytes_on_cpu(model) * (_CPU_KEPT if config.train.precision == "fp32" else _CPU_KEPT / 2)
+    each = token_bytes_on_cpu(model, config.train.precision == "fp32")
     return state, each, max(0, int((_HOST_SHARE * card.memory * 1e9 - state) / each)) // model.context * model.context
 
 

@@ -2,7 +2,7 @@
 
 Attention in bf16: torch's own is slow there going back, and the rotary embedding before it goes over all of memory a dozen times. Here a few windows at
 a time are turned, multiplied, and put through the softmax: whole windows in global layers, blocks of queries against the keys that they can see in
-local ones. Scores are bf16, as in Hugging Face's eager attention. The gated unit, in any precision, to the bit as Hugging Face has it.
+local ones. Scores are bf16, as in Hugging Face's eager attention. The gated unit in any precision.
 
 Nothing but the input is kept for the backward pass, which computes the rest again (Dao et al. 2022).
 """

@@ -44,13 +44,15 @@ def token_bytes(model: ModelConfig, flash: bool) -> float:
     return 2 * inner + 8 * global_layers * model.heads * model.context  # fp32: twice the bytes
 
 
-def token_bytes_on_cpu(model: ModelConfig) -> float:
-    """Bytes of activations a token that a forward pass in fp32 keeps for the backward pass on CPUs, about.
+def token_bytes_on_cpu(model: ModelConfig, fp32: bool) -> float:
+    """Bytes of activations a token that a forward pass keeps for the backward pass on CPUs, about.
 
-    A layer keeps some 16 values a channel (norms, query, key and value before and after the rotation, attention, sums) and 5 a
-    channel of the gated unit; a mask of the window is kept once.
+    In fp32 some 18 values a channel and layer (norms, query, key and value before and after the rotation, attention, sums) and 5.6 a
+    channel of the gated unit; in bf16, where most of it is computed again, 7 and 4.5. Fitted to rows of docs/benchmarks/cpu.jsonl. A mask
+    of the window is kept once, of bytes or of bf16 for queries and keys of each kind of layer.
     """
-    return 4 * model.layers * (16 * model.hidden_size + 5 * model.intermediate_size) + model.context
+    hidden, inner = model.layers * model.hidden_size, model.layers * model.intermediate_size
+    return 72 * hidden + 22.4 * inner + model.context if fp32 else 13.7 * hidden + 8.9 * inner + 21.4 * model.context
 
 
 def tokens_that_fit(model: ModelConfig, memory: int, engine: str, processes: int, flash: bool) -> int:

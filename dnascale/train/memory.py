@@ -98,7 +98,7 @@ def find_micro_batch(
         return with_micro_batch(config, agreed)
     if not probes(device):
         free = psutil.virtual_memory().available * _HOST_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        fits = int(free / token_bytes_on_cpu(config.model))
+        fits = int(free / token_bytes_on_cpu(config.model, config.train.precision == "fp32"))
         smallest = int(accelerator.gather(torch.tensor([fits], device=device)).min())
         chosen = next((tokens for tokens in possible if tokens <= smallest), possible[-1])
         say(f"micro-batch of {chosen:,} tokens, for which this machine has memory")
