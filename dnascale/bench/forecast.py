@@ -129,7 +129,7 @@ def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
     model = config.model
     hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context
     whole = -(-layers // model.global_every)
-    products = 6 * (
+    products: float = 6 * (
         layers * (4 * hidden**2 + 3 * hidden * inner) + config.masking.rate * hidden * (hidden + vocabulary)
     )
     muon = _orthogonalisation(model) / config.train.global_batch_tokens if config.optimizer.name == "muon" else 0.0
