@@ -129,7 +129,7 @@ def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
     model = config.model
     hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context
     whole = -(-layers // model.global_every)
-    products: float = 6 * (
+    products = 6 * (
         layers * (4 * hidden**2 + 3 * hidden * inner) + config.masking.rate * hidden * (hidden + vocabulary)
     )
     muon = _orthogonalisation(model) / config.train.global_batch_tokens if config.optimizer.name == "muon" else 0.0
@@ -137,7 +137,7 @@ def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
         blocks = context >= BLOCKED_FROM * (model.local_attention // 2)
         products = _FP32_PRODUCTS * (products + muon)
         keys = model.heads * (whole if blocks else layers) * context
-        moved = _FP32_CHANNEL * layers * hidden + _FP32_KEY * keys + _FP32_BLOCKED * blocks * (layers - whole) * hidden
+        moved: float = _FP32_CHANNEL * layers * hidden + _FP32_KEY * keys + _FP32_BLOCKED * blocks * (layers - whole) * hidden
     else:
         products = _CPU_PRODUCTS * products + _CPU_MUON * muon
         keys = hidden * (whole * context + (layers - whole) * min(context, 2 * model.local_attention))
