@@ -137,7 +137,9 @@ def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
         blocks = context >= BLOCKED_FROM * (model.local_attention // 2)
         products = _FP32_PRODUCTS * (products + muon)
         keys = model.heads * (whole if blocks else layers) * context
-        moved: float = _FP32_CHANNEL * layers * hidden + _FP32_KEY * keys + _FP32_BLOCKED * blocks * (layers - whole) * hidden
+        moved: float = (
+            _FP32_CHANNEL * layers * hidden + _FP32_KEY * keys + _FP32_BLOCKED * blocks * (layers - whole) * hidden
+        )
     else:
         products = _CPU_PRODUCTS * products + _CPU_MUON * muon
         keys = hidden * (whole * context + (layers - whole) * min(context, 2 * model.local_attention))

@@ -1,5 +1,6 @@
 """The program: its commands, and what it says and returns when one fails."""
 
+import contextlib
 import io
 import os
 import signal
@@ -10,6 +11,7 @@ import typer
 
 from dnascale import __version__
 from dnascale.cli import bench, checkpoints, data, embed, launch, plan, prepare, probe, report, score, tokenizer, train
+from dnascale.cli.shared import ReaderGone
 from dnascale.errors import DnascaleError, PeerError, UsageError, printable
 
 app = typer.Typer(
@@ -58,13 +60,15 @@ def main(args: list[str] | None = None) -> None:
         code = _report(str(error), error.exit_code, debug, error.shared, error.label)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
+    except ReaderGone:
+        code = _READER_GONE
+    except SystemExit as ended:  # click's, where `print` found nobody to read
+        code = _READER_GONE if type(sys.stdout).__name__ == "PacifyFlushWrapper" else ended.code
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             code = UsageError.exit_code
             if sentence := error.format_message():
                 _report(f"{sentence}{_as_setting(str(getattr(error, 'option_name', '')))}", code, debug)
-        elif isinstance(error, BrokenPipeError) and _reader_is_gone():
-            code = _READER_GONE
         elif _is_lost_peer(error):
             sentence = "another process of this run is gone, or its machine or network: its own message says why"
             code = _report(
@@ -81,7 +85,8 @@ def main(args: list[str] | None = None) -> None:
             code,
             debug=False,
         )
-    _flush()
+    if _flush() and code == 0:
+        code = _READER_GONE
     if "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
         # Threads of gloo and DeepSpeed that still run abort the interpreter's own shutdown now and then.
         os._exit(code)
@@ -107,26 +112,21 @@ def _is_lost_peer(error: Exception) -> bool:
     )
 
 
-def _reader_is_gone() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
-
-
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def _flush() -> None:
-    """Prints what is left. Nobody may be there to read it, and nothing to write it to."""
+def _flush() -> bool:
+    """Prints what is left. Nobody may be there to read it, which is what it gives, and nothing to write it to."""
+    gone = False
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:
                 stream.flush()
-            except OSError:
+            except OSError as error:
+                gone = gone or isinstance(error, BrokenPipeError)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
 
 
 def _report(sentence: str, code: int, debug: bool, shared: bool = False, label: str = "error") -> int:
@@ -139,9 +139,11 @@ def _report(sentence: str, code: int, debug: bool, shared: bool = False, label: 
     if rank == "0" or not shared:
         where = f"rank {rank}: " if rank != "0" else ""
         # Names of files come from others: they must not steer the terminal.
-        print(
-            f"dnascale: {label}: {where}" + "\n".join(map(printable, sentence.split("\n"))), file=sys.stderr, flush=True
-        )
+        with contextlib.suppress(BrokenPipeError):
+            print(
+                f"dnascale: {label}: {where}" + "\n".join(map(printable, sentence.split("\n"))),
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
     return code
 
 

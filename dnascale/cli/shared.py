@@ -16,12 +16,16 @@ DataFolder = Annotated[str, typer.Argument(metavar="DATA", help="Data set folder
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
+class ReaderGone(Exception):
+    """Whoever read what is printed has gone."""
+
+
 def new_console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     class Viewed(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # as `print` does: the program says how it ends
+            raise ReaderGone
 
     return Viewed(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
 

@@ -68,7 +68,7 @@ def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Pro
     masking = Masking(corpus.vocabulary, **run.config.masking.model_dump())
     bf16 = run.config.train.precision == fastest_precision(chosen.type) == "bf16"
     model = MaskedLanguageModel(
-        run.model(), masking, run.config.data.separate_records, autocast=torch.bfloat16 if bf16 else None
+        run.model(), masking, run.config.data.separate_records, autocast=torch.bfloat16 if bf16 else None, device=chosen
     )
     model.to(chosen).eval()
     micro = run.config.train.micro_batch_tokens  # a run's own file has a number

@@ -199,7 +199,22 @@ def _flash(
     return out.unflatten(0, (windows, length))
 
 
-_KERNELS = {"masks": _with_masks, "blocks": _in_blocks, "flash": _flash, "packed flash": _flash}
+def _in_tiles(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, local: bool, scale: float
+) -> torch.Tensor:
+    """For models whose layers are Hugging Face's own: the rotary embedding is done."""
+    from dnascale.model.cpu import attend_in_tiles
+
+    length, size = q.shape[-2:]
+    qkv = torch.stack([q * (scale * size**0.5), k, v], 2).permute(0, 3, 2, 1, 4)
+    still = q.new_ones(1, length, size)
+    mask, reach = (layout.near, layout.reach) if local else (layout.everything, None)
+    return attend_in_tiles(qkv, still, torch.zeros_like(still), mask, reach)
+
+
+_KERNELS = {
+    "masks": _with_masks, "blocks": _in_blocks, "tiles": _in_tiles, "flash": _flash, "packed flash": _flash
+}  # fmt: skip
 
 
 @dataclass

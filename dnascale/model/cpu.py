@@ -30,30 +30,28 @@ def adapt(hf: "ModernBertForMaskedLM") -> None:
 
 
 class Tile(NamedTuple):
-    """Queries and the keys that they may see, as ranges of a window, and where these keys are in the mask of their block."""
+    """Queries and the keys that they may see, as ranges of a window; and where their mask is: block, rows and columns."""
 
-    block: int
     queries: slice
     keys: slice
-    in_mask: slice
+    block: int
+    rows: slice
+    columns: slice
 
 
-def tiles(length: int, reach: int | None) -> list[Tile]:
-    """One that is the whole window; with a `reach`, blocks of 2 * reach queries, whose masks are 4 * reach keys wide."""
+def tiles(length: int, reach: int | None, heads: int) -> list[Tile]:
+    """In local layers blocks of 2 * reach queries, whose masks are 4 * reach keys wide; in global ones as many queries as there is room for."""
     if reach is None:
-        return [Tile(0, slice(0, length), slice(0, length), slice(0, length))]
+        step = max(64, 4 * torch.get_num_threads() * _CACHE // (2 * heads * length))
+        blocks = [slice(first, min(first + step, length)) for first in range(0, length, step)]
+        return [Tile(queries, slice(0, length), 0, queries, slice(0, length)) for queries in blocks]
     found = []
     for block, first in enumerate(range(0, length, 2 * reach)):
-        begin, end = max(0, first - reach), min(first + 3 * reach, length)
-        offset = begin - (first - reach)
-        found.append(
-            Tile(
-                block,
-                slice(first, min(first + 2 * reach, length)),
-                slice(begin, end),
-                slice(offset, offset + end - begin),
-            )
-        )
+        queries = slice(first, min(first + 2 * reach, length))
+        keys = slice(max(0, first - reach), min(first + 3 * reach, length))
+        offset = keys.start - (first - reach)
+        columns = slice(offset, offset + keys.stop - keys.start)
+        found.append(Tile(queries, keys, block, slice(0, queries.stop - first), columns))
     return found
 
 
@@ -70,7 +68,7 @@ def attend_in_tiles(
     for some in _chunks(qkv, reach):
         q, k, v = _turned(qkv[some], cos, sin)
         heads_first = out[some].transpose(1, 2)
-        for tile in tiles(length, reach):
+        for tile in tiles(length, reach, heads):
             p = _probabilities(q, k, mask, some, tile)
             heads_first[:, :, tile.queries] = p @ v[:, :, tile.keys]
     return out
@@ -91,7 +89,7 @@ def _backward(
         q, k, v = _turned(qkv[some], cos, sin)
         d_out = grad[some].transpose(1, 2).contiguous()
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for tile in tiles(qkv.shape[1], reach):
+        for tile in tiles(qkv.shape[1], reach, qkv.shape[3]):
             p = _probabilities(q, k, mask, some, tile)
             d_tile = d_out[:, :, tile.queries]
             d_v[:, :, tile.keys] += p.mT @ d_tile
@@ -150,6 +148,8 @@ class CpuMLP(ModernBertMLP):
     """Hugging Face's module with the same parameters."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.device.type != "cpu":
+            return super().forward(hidden_states)
         entry = self.Wi(hidden_states)
         gated = geglu(entry.flatten(0, -2)).unflatten(0, entry.shape[:-1])
         return self.Wo(self.drop(gated))
@@ -162,7 +162,7 @@ class CpuAttention(ModernBertAttention):
         self, hidden_states: torch.Tensor, position_embeddings: Any = None, attention_mask: Any = None, **options: Any
     ) -> tuple[torch.Tensor, None]:
         layout = options.get("layout")
-        if layout is None or layout.kernel != "tiles":  # the bare model, or fp32
+        if layout is None or layout.kernel != "tiles":  # the bare model, or fp32, or elsewhere
             return super().forward(hidden_states, position_embeddings, attention_mask, **options)
         local = self.sliding_window is not None
         qkv = self.Wqkv(hidden_states).unflatten(-1, (3, -1, self.head_dim))
@@ -223,6 +223,5 @@ def _probabilities(
     if mask is not None:
         of_windows = mask[some] if len(mask) > 1 else mask
         block = min(tile.block, mask.shape[1] - 1)
-        rows = tile.queries.stop - tile.queries.start
-        scores += of_windows[:, block, None, :rows, tile.in_mask]
+        scores += of_windows[:, block, None, tile.rows, tile.columns]
     return scores.softmax(-1)

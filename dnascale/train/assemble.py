@@ -210,7 +210,8 @@ def _rises_again(state: TrainState, total: int, config: Config) -> str | None:
     peak = config.optimizer.learning_rate
     before = learning_rate(state.step - 1, state.total_steps, peak, config.schedule)
     after = learning_rate(state.step, total, peak, config.schedule)
-    if state.step >= total or state.total_steps == total or after < 2 * before:
+    warming_up = state.step < round(config.schedule.warmup * state.total_steps)
+    if not state.step < total > state.total_steps or warming_up or after < 2 * before:
         return None
     return (
         f"the run was to end at step {state.total_steps:,} and now ends at {total:,}: its learning rate rises again from {before:.2g} to "

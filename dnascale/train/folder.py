@@ -16,6 +16,7 @@ from dnascale.train.environment import environment
 
 #: Keys of the model that matter to its fresh weights alone. With any other, its checkpoints are of another model.
 _OF_A_BEGINNING = ("model.init_from:", "model.initializer_range:")
+_SIZES = ("model.hidden_size:", "model.intermediate_size:", "model.layers:")
 
 
 def with_steps(config: Config, steps: int | None) -> Config:
@@ -41,8 +42,11 @@ def settle_config(run: Path, config: Config) -> Config:
         else:
             config = with_steps(config, before.train.steps)
     if (differing := changes(before, config)) and not config.run.allow_change:
-        if any(line.startswith("model.") and not line.startswith(_OF_A_BEGINNING) for line in differing):
-            mend = f"Its checkpoints are of another model: use another run.dir (model.init_from={run} begins with their weights)."
+        model = [line for line in differing if line.startswith("model.") and not line.startswith(_OF_A_BEGINNING)]
+        if model and any((run / "checkpoints").glob("step-*")):
+            mend = "Its checkpoints are of another model: use another run.dir."
+            if not any(line.startswith(_SIZES) for line in model):
+                mend = f"{mend[:-1]} (model.init_from={run} begins with their weights)."
         else:
             mend = "Use another run.dir, or run.allow_change=true to go on with the new one."
         raise UsageError(f"{run} was begun with another configuration ({'; '.join(differing)}). {mend}")

@@ -1,12 +1,14 @@
 """Bad input gets one clear sentence and a documented exit code; nothing half-written is left behind."""
 
 import gzip
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from jobs import Outcome, dnascale, train, train_words
 
 from dnascale.data.shards import Dataset
@@ -112,17 +114,16 @@ def test_text_that_holds_no_sequences(tmp_path: Path) -> None:
     )
 
 
-def test_a_reader_that_has_gone_ends_a_command_without_a_word(human_cds: Dataset) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(human_cds: Dataset, unbuffered: str) -> None:
+    """Tables go through rich, JSON through print; one is longer than a pipe holds, the other not."""
     for words in (["data", "inspect", str(human_cds.folder)], ["data", "inspect", "--json", str(human_cds.folder)]):
         gone = subprocess.Popen(["true"], stdin=subprocess.PIPE)
         gone.wait()
         ended = subprocess.run(
-            [sys.executable, "-m", "dnascale", *words],
-            stdout=gone.stdin,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+            [sys.executable, "-m", "dnascale", *words], stdout=gone.stdin, stderr=subprocess.PIPE, text=True, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (141, "")
 
 

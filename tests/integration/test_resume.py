@@ -198,7 +198,9 @@ def test_a_checkpoint_of_another_model_is_refused(short_run: Path, human_cds: Da
     shutil.copytree(short_run, run)
     outcome = again(run, human_cds, "model.layers=3")
     assert outcome.code == 2
-    assert f"Its checkpoints are of another model: use another run.dir (model.init_from={run}" in outcome.error
+    assert outcome.error.endswith("Its checkpoints are of another model: use another run.dir.")
+    outcome = again(run, human_cds, "model.local_attention=32")
+    assert f"of another model: use another run.dir (model.init_from={run} begins with their weights)" in outcome.error
     outcome = again(run, human_cds, "model.layers=3", "run.allow_change=true")
     assert outcome.code == 4
     assert "num_hidden_layers 2 -> 3" in outcome.error
@@ -227,6 +229,16 @@ def test_a_run_goes_on_longer_when_asked(short_run: Path, human_cds: Dataset, tm
     outcome = again(run, human_cds, "train.steps=8", "run.allow_change=true")
     assert outcome.code == 0, outcome.output
     assert [line["step"] for line in metrics(run)] == list(range(1, 9))
+    assert "its learning rate rises again from 0.0005 to 0.001" in outcome.output
+
+
+def test_a_longer_run_whose_learning_rate_goes_on_falling_is_no_surprise(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    outcome = again(run, human_cds, "train.steps=7", "schedule.shape=linear", "run.allow_change=true")
+    assert outcome.code == 0, outcome.output
     assert "rises" not in outcome.output
 
 
@@ -237,4 +249,4 @@ def test_a_learning_rate_that_rises_again_in_a_longer_run_is_told(
     shutil.copytree(short_run, run)
     outcome = again(run, human_cds, "train.steps=12", "schedule.shape=linear", "run.allow_change=true")
     assert outcome.code == 0, outcome.output
-    assert "now ends at 12: its learning rate rises again from 0.0002 to 0.00055" in outcome.output
+    assert "now ends at 12: its learning rate rises again from 0.00017 to 0.00055" in outcome.output

@@ -161,6 +161,31 @@ def test_how_many_windows_fit_into_the_cache_changes_nothing(
     assert close(found[1][1], found[0][1], 1e-4)
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_layers_that_are_hugging_faces_own_may_ask_for_tiles(hf: Any, separate: bool) -> None:
+    own = build(MODEL, CHARACTER).eval()
+    own.load_state_dict(hf.state_dict())
+    tokens = windows_of([[40, 80], [95]])
+    attention = Attention("tiles", CHARACTER.sep if separate else None, REACH)
+    masks = {"full_attention": None, "sliding_attention": None}
+    with torch.no_grad():
+        layout = attention.lay_out(tokens, attention.room(2, 3))
+        found = own.model(input_ids=tokens, attention_mask=masks, layout=layout).last_hidden_state
+        expected = language_model(hf, "masks", separate).logits(tokens)
+        assert close(own.decoder(own.head(found)), expected, 1e-5)
+
+
+def test_scores_of_long_windows_are_never_there_all_at_once() -> None:
+    from dnascale.model.cpu import tiles
+
+    for length, heads in ((512, 12), (8192, 12), (65_536, 16)):
+        found = tiles(length, None, heads)
+        assert [one.queries.start for one in found] == [0, *(one.queries.stop for one in found[:-1])]
+        assert found[-1].queries.stop == length
+        largest = max(one.queries.stop - one.queries.start for one in found)
+        assert largest == 64 or 2 * heads * largest * length <= torch.get_num_threads() << 22
+
+
 def test_in_bf16_tiles_are_as_near_to_fp32_as_torchs_attention_is(hf: Any) -> None:
     tokens = windows_of([[40, 80], [95]])
     exact = language_model(hf, "masks").logits(tokens).detach()

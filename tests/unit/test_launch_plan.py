@@ -168,7 +168,7 @@ def test_a_number_of_threads_that_was_chosen_stays() -> None:
     assert planned(machine(H100, H100, threads=1)).environment == {}
     assert (
         "one process on the CPU, with 1 thread (OMP_NUM_THREADS); --processes starts more"
-        in planned(machine(threads=1), "nano").reasons
+        in planned(machine(threads=1), "nano", "train.steps=1").reasons
     )
 
 

@@ -155,7 +155,7 @@ def test_a_folder_that_holds_something_a_file_and_a_nameless_path_are_no_place_t
     monkeypatch.chdir(tmp_path / "empty")
     for out, words in [
         (tmp_path / "full", "full exists and is not empty"),
-        (tmp_path / "a.fa", "a.fa exists and is not empty"),
+        (tmp_path / "a.fa", "a.fa exists: choose another name"),
         (tmp_path / "a.fa" / "out", "cannot be written"),
         (Path(), "has no name of its own"),
     ]:
@@ -325,7 +325,7 @@ def test_an_unset_variable_of_the_shell_is_not_the_folder_at_hand(
         prepare([""], tmp_path / "out", PrepareOptions(valid=0))
 
 
-@pytest.mark.parametrize(("end", "code"), [("| true", 1), (">&-", 0)])
+@pytest.mark.parametrize(("end", "code"), [("| true", 141), (">&-", 0)])
 def test_a_data_set_is_whole_also_when_nobody_reads_what_is_printed(tmp_path: Path, end: str, code: int) -> None:
     write(tmp_path / "a.fa", [("a", "ACGT")])
     line = f"set -o pipefail; {sys.executable} -m dnascale prepare a.fa --valid 0 --out ./out {end}"
