@@ -43,8 +43,8 @@ _SAVED = 12
 _CPU_PRODUCTS, _CPU_MUON, _CPU_CHANNEL, _CPU_KEY = 0.463, 1.67, 698, 1.74
 #: In fp32: of products; bytes a channel and layer, a head, layer and key that is seen, and a channel of local layers computed in blocks.
 _FP32_PRODUCTS, _FP32_CHANNEL, _FP32_KEY, _FP32_BLOCKED = 0.76, 1433, 44, 1021
-#: Of CPUs, bytes of a process with nothing in it.
-_PROCESS = 475e6
+#: Of CPUs, bytes of a process with nothing in it, and what it holds in fp32 of the activations of model/memory.py's estimate.
+_PROCESS, _FP32_KEPT = 475e6, 1.12
 _HOST_SHARE = 0.8
 
 
@@ -162,7 +162,8 @@ def _needs(config: Config, card: Card, engine: str, devices: int) -> tuple[float
         fits = tokens_that_fit(model, int(card.memory * 1e9), engine, devices, flash=True)
         return state_bytes(model, engine, devices), token_bytes(model, True), fits
     state = state_bytes(model, engine, devices) + _PROCESS
-    each = token_bytes_on_cpu(model, config.train.precision == "fp32")
+    fp32 = config.train.precision == "fp32"
+    each = token_bytes_on_cpu(model, fp32) * (_FP32_KEPT if fp32 else 1.0)
     return state, each, max(0, int((_HOST_SHARE * card.memory * 1e9 - state) / each)) // model.context * model.context
 
 

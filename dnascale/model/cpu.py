@@ -65,10 +65,11 @@ def attend_in_tiles(
     """qkv [B, S, 3, h, d], cos and sin [1, S, d], mask [B or 1, blocks or 1, queries, keys] to add to scores, or None -> [B, S, h, d]."""
     windows, length, _, heads, size = qkv.shape
     out = qkv.new_empty(windows, length, heads, size)
+    of_window = tiles(length, reach, heads)
     for some in _chunks(qkv, reach):
         q, k, v = _turned(qkv[some], cos, sin)
         heads_first = out[some].transpose(1, 2)
-        for tile in tiles(length, reach, heads):
+        for tile in of_window:
             p = _probabilities(q, k, mask, some, tile)
             heads_first[:, :, tile.queries] = p @ v[:, :, tile.keys]
     return out
@@ -85,11 +86,12 @@ def _backward(
 ) -> torch.Tensor:
     """The gradient of qkv from that of the result."""
     result = torch.empty_like(qkv)
+    of_window = tiles(qkv.shape[1], reach, qkv.shape[3])
     for some in _chunks(qkv, reach):
         q, k, v = _turned(qkv[some], cos, sin)
         d_out = grad[some].transpose(1, 2).contiguous()
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for tile in tiles(qkv.shape[1], reach, qkv.shape[3]):
+        for tile in of_window:
             p = _probabilities(q, k, mask, some, tile)
             d_tile = d_out[:, :, tile.queries]
             d_v[:, :, tile.keys] += p.mT @ d_tile

@@ -47,12 +47,12 @@ def token_bytes(model: ModelConfig, flash: bool) -> float:
 def token_bytes_on_cpu(model: ModelConfig, fp32: bool) -> float:
     """Bytes of activations a token that a forward pass keeps for the backward pass on CPUs, about.
 
-    In fp32 some 18 values a channel and layer (norms, query, key and value before and after the rotation, attention, sums) and 5.6 a
-    channel of the gated unit; in bf16, where most of it is computed again, 7 and 4.5. Fitted to rows of docs/benchmarks/cpu.jsonl. A mask
+    In fp32 some 16 values a channel and layer (norms, query, key and value before and after the rotation, attention, sums) and 5 a
+    channel of the gated unit; in bf16, where most of it is computed again, 7 and 4.5, fitted to rows of docs/benchmarks/cpu.jsonl. A mask
     of the window is kept once, of bytes or of bf16 for queries and keys of each kind of layer.
     """
     hidden, inner = model.layers * model.hidden_size, model.layers * model.intermediate_size
-    return 72 * hidden + 22.4 * inner + model.context if fp32 else 13.7 * hidden + 8.9 * inner + 21.4 * model.context
+    return 64 * hidden + 20 * inner + model.context if fp32 else 13.7 * hidden + 8.9 * inner + 21.4 * model.context
 
 
 def tokens_that_fit(model: ModelConfig, memory: int, engine: str, processes: int, flash: bool) -> int:

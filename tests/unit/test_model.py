@@ -174,7 +174,7 @@ def test_without_separation_records_do_leak_so_that_the_tests_above_can_fail(hf:
     with torch.no_grad():
         assert relative(joined.logits(window), hf(input_ids=window).logits) < 1e-6
         alone = hf(input_ids=records[1][None]).logits[0]
-        assert relative(joined.logits(window)[0, places[1]], alone) > 1000 * 1e-5  # what they allow
+        assert relative(joined.logits(window)[0, places[1]], alone) > 0.05
 
 
 def test_a_window_of_one_record_equals_the_plain_forward_of_transformers(model: MaskedLanguageModel) -> None:
