@@ -25,7 +25,7 @@ from dnascale.train.folder import settle_config
 from dnascale.train.guard import Guard
 from dnascale.train.initial import begin_with, read_source
 from dnascale.train.length import settle_steps
-from dnascale.train.memory import attempt_step, find_micro_batch
+from dnascale.train.memory import attempt_step, find_micro_batch, keep_freed_memory
 from dnascale.train.meter import Speed, measure_speed
 from dnascale.train.mirror import Mirror, fetch_newer
 from dnascale.train.optim import build_optimizer
@@ -89,6 +89,8 @@ def assemble(config: Config) -> Job:
     batching = max(batchings, key=lambda one: one.accumulation)
     deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
     accelerator = connect(config.train, deepspeed)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     run = Path(config.run.dir)
     screen = Screen(accelerator.is_main_process)
 
