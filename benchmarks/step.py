@@ -7,7 +7,8 @@ as a careful user writes it (SDPA, bf16, fused AdamW, pinned batches made by eig
 torch_compile=True besides; zero1, zero2 and zero3 are ours with that engine. Both see the same windows of DATA, without padding.
 What one lever does is a variant with an override behind a plus sign, such as ours+optimizer.name=muon or ours+train.compile=layers; or, of what
 is no setting, a variant without it behind a minus sign (uncompiled): ours-head has the head on all positions and not on the predicted ones alone,
-ours-blocks has local attention under a dense mask, ours-tiles (on a CPU) has torch's attention and Hugging Face's layers.
+ours-blocks has local attention under a dense mask, ours-tiles (on a CPU) has torch's attention and Hugging Face's layers, ours-memory (on a CPU)
+lets the C library give back what a step frees.
 """
 
 import argparse
@@ -193,6 +194,10 @@ def without(lever: str) -> None:
         choose = attention.Attention.choose
         cpu.adapt = lambda hf: None
         attention.Attention.choose = lambda device, dtype, *rest: choose(device, torch.float32, *rest)  # type: ignore[method-assign]
+    elif lever == "memory":
+        from dnascale.train import assemble
+
+        assemble.keep_freed_memory = lambda: None
     elif lever == "head":
         end = MaskedLanguageModel._end
 
@@ -207,7 +212,7 @@ def without(lever: str) -> None:
 
         MaskedLanguageModel._end = on_all  # type: ignore[method-assign]
     elif lever:
-        raise SystemExit(f"there is no lever {lever}: head, blocks, tiles")
+        raise SystemExit(f"there is no lever {lever}: head, blocks, tiles, memory")
 
 
 def our_steps(config: Any, lever: str) -> Any:

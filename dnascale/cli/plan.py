@@ -34,7 +34,11 @@ def plan(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(metavar="HOURS", min=0.01, help="Say how many tokens can be trained in so many hours instead."),
+        typer.Option(
+            metavar="HOURS",
+            min=0.01,
+            help="Say how many tokens can be trained in so many hours instead. Default where no length is known: train.minutes, or 24.",
+        ),
     ] = None,
     price: Annotated[float | None, typer.Option(metavar="MONEY", min=0, help="Of one device for an hour.")] = None,
     rows: Annotated[
@@ -71,7 +75,7 @@ def plan(
     if not found:
         raise UsageError(refused[0])
     if budget is None and known is None:
-        raise UsageError("how long? Say --tokens, train.steps=N, train.epochs=N with data.path, or --budget HOURS.")
+        budget = (settled.train.minutes or 24 * 60) / 60
     if as_json:
         print(json.dumps([_json(row, budget, price) for row in found], indent=1))
         return
@@ -98,7 +102,7 @@ def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[
         return settled, int(tokens)
     if train.steps is not None and "train.steps=1" not in more:
         return settled, train.steps * train.global_batch_tokens
-    if settled.data.path is not None and Path(settled.data.path).is_dir():
+    if train.minutes is None and settled.data.path is not None and Path(settled.data.path).is_dir():
         corpus = open_data(settled.data)
         length = sum(corpus.reader("train", settled.model.context).shard_tokens.tolist())
         return settled, int((train.epochs or 1.0) * length)
@@ -193,7 +197,7 @@ def _show(
         "tokens/s",
         "MFU",
         "exchange",
-        "tokens" if budget else "hours",
+        f"tokens in {budget:g} h" if budget else "hours",
     ]
     table = new_table(*columns, *([] if budget else ["kWh"]), *(["cost"] if price is not None else []))
     for row in sorted(rows, key=lambda one: -one.tokens_per_second):

@@ -141,16 +141,22 @@ def test_the_command_compares_hardware_for_a_run_or_a_budget(capsys: pytest.Capt
     assert "2,048,000 tokens" in out
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [(["base"], "how long? Say --tokens"), (["base", "--tokens", "1e9", "-w", "TPU v5"], "--hardware TPU v5 is not in the table")],
-)  # fmt: skip
-def test_what_cannot_be_planned_is_a_sentence(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("words", "hours"), [([], 24), (["train.minutes=90"], 1.5), (["--budget", "3"], 3)])
+def test_where_no_length_is_known_the_command_says_what_a_day_gives_or_the_minutes_asked_for(
+    words: list[str], hours: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = said(capsys, *words)
+    code, out = said(capsys, "base", *words, "-w", "H100", "--json")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert row["hours"] == hours
+    assert row["tokens"] == pytest.approx(row["tokens_per_second"] * hours * 3600, rel=1e-6)
+    assert f"tokens in {hours:g} h" in said(capsys, "base", *words, "-w", "H100")[1]
+
+
+def test_hardware_that_nobody_knows_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = said(capsys, "base", "-w", "TPU v5")
     assert code == 2
-    assert sentence in out
+    assert "--hardware TPU v5 is not in the table" in out
 
 
 def test_a_measured_row_of_the_same_model_and_hardware_gives_the_rate() -> None:

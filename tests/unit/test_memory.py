@@ -1,4 +1,8 @@
-"""What fits, by arithmetic."""
+"""What fits, by arithmetic; and what is kept of it between steps."""
+
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,3 +86,22 @@ def test_only_a_lack_of_memory_is_one() -> None:
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+@pytest.mark.parametrize("kept", [True, False])
+def test_pages_of_freed_blocks_are_not_asked_for_again(kept: bool) -> None:
+    program = f"""
+import resource, torch
+from dnascale.train.memory import keep_freed_memory
+if {kept}:
+    keep_freed_memory()
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 << 20, dtype=torch.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(max(faults[3:]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (int(ended.stdout) < 16) == kept

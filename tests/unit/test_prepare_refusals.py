@@ -80,6 +80,19 @@ def test_the_problems_of_all_inputs_are_told_at_once_and_listed_in_a_file_that_g
     assert "x.fa:4:3" in made.sources[0]["skipped"]
 
 
+@pytest.mark.parametrize(("names", "kept"), [("xy", True), ("y", False)])
+def test_a_refusal_says_where_what_was_read_is_kept(names: str, kept: bool, tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{name}.fa", [("a", {"x": "ACGT", "y": "AC-T"}[name])]) for name in names]
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append  # type: ignore[method-assign]
+    with pytest.raises(DataError):
+        prepare(sources, tmp_path / "out", PrepareOptions(valid=0), progress=progress)
+    work = tmp_path / "out.preparing"
+    assert work.exists() == kept
+    assert [str(work) in note for note in notes] == [True] * kept
+
+
 def test_more_than_twenty_problems_of_a_file_are_all_in_the_list(tmp_path: Path) -> None:
     source = write(tmp_path / "a.fa", [(f"r{i}", "AC-T") for i in range(100)])
     with pytest.raises(DataError, match=r"All 100 problems are in \S+out\.problems\.json"):
