@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -125,10 +124,10 @@ def _held_out(likelihood: Likelihood, data: Dataset, train: list[np.ndarray], ba
     return {
         "records": len(records),
         "bases": sum(map(len, records)),
-        "loss": {name: [asdict(one) for one in pair] for name, pair in losses.items()},
-        "codon_position": {name: [asdict(one) for one in three_] for name, three_ in position.items()},
+        "loss": {name: [one.to_dict() for one in pair] for name, pair in losses.items()},
+        "codon_position": {name: [one.to_dict() for one in three_] for name, three_ in position.items()},
         "power_at_three": {name: float(power[three]) for name, (_, power) in period.items()},
-        "stop": {name: [asdict(one) for one in frames] for name, frames in stops.items()},
+        "stop": {name: [one.to_dict() for one in frames] for name, frames in stops.items()},
     }
 
 
@@ -180,8 +179,8 @@ def _windows(
         "bases": places.WINDOW,
         "stretches": len(np.unique(windows.bins)),
         "coding_in_training": int(windows.seen.sum()),
-        "auroc": {name: asdict(one) for name, one in areas.items()},
-        "auroc_unseen": {name: asdict(one) for name, one in unseen.items()},
+        "auroc": {name: one.to_dict() for name, one in areas.items()},
+        "auroc_unseen": {name: one.to_dict() for name, one in unseen.items()},
     }
 
 

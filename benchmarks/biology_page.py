@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dnascale.evaluate.statistics import shown
+
 Row = list[str]
 
 
@@ -120,6 +122,5 @@ def _bold(name: str) -> str:
     return f"**{name}**" if name in ("model", "embeddings") else name
 
 
-def _number(value: dict[str, float], digits: int = 3, sign: bool = False) -> str:
-    form = f"{'+' if sign else ''}.{digits}f"
-    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+def _number(value: dict[str, float | None], digits: int = 3, sign: bool = False) -> str:
+    return shown(value, f"{'+' if sign else ''}.{digits}f")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +82,13 @@ def against_measured(
     found = {}
     for name, values in scorers.items():
         found[name] = {
-            "Spearman with function, all": asdict(_spearman(values, measures["function"], codons)),
-            "Spearman with function, missense": asdict(
-                _spearman(values[missense], measures["function"][missense], codons[missense])
-            ),
-            "AUROC ClinVar benign above pathogenic": asdict(
-                _benign_above(values[known], measures["pathogenic"][known] == 0, codons[known])
-            ),
+            "Spearman with function, all": _spearman(values, measures["function"], codons).to_dict(),
+            "Spearman with function, missense": _spearman(
+                values[missense], measures["function"][missense], codons[missense]
+            ).to_dict(),
+            "AUROC ClinVar benign above pathogenic": _benign_above(
+                values[known], measures["pathogenic"][known] == 0, codons[known]
+            ).to_dict(),
         }
     return found
 

@@ -26,7 +26,7 @@ def model_card(run: Run, licence: str | None = None) -> str:
 # {run.folder.name}
 
 A DNA language model over the tokens `{vocabulary.name}`: ModernBERT, {config.model.layers} layers of {config.model.hidden_size}, context
-{config.model.context} tokens, masked language modelling. Trained with dnascale {__version__}.
+{config.model.context} tokens, masked language modelling. Exported by dnascale {__version__}.
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -121,12 +121,16 @@ def _last_losses(run: Run) -> list[tuple[str, float]]:
 
 
 def _evaluations(run: Run) -> str:
-    """Of this very step; those of others are left out."""
-    text = ""
+    """Of this very step, each split once; those of others are left out, and what is no evaluation."""
+    text, known = "", set()
     for path in sorted(run.folder.glob("*evaluation-*.json")):
-        result = json.loads(path.read_text())
-        if result["step"] != run.checkpoint.state.step:
+        try:
+            result = json.loads(path.read_text())
+        except ValueError:
+            continue  # somebody's own, or damaged
+        if result["step"] != run.checkpoint.state.step or result["split"] in known:
             continue
+        known.add(result["split"])
         scores = [("**this model**", result["model"])] + [(one["name"], one) for one in result["baselines"]]
         rows = [[name, f"{one['nats_per_base']:.4f}", f"{one['bits_per_base']:.4f}"] for name, one in scores]
         text += f"\n## Held-out loss ({result['split']} split)\n\n"

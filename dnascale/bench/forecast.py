@@ -92,7 +92,8 @@ def with_measured(found: Forecast, config: Config, rows: Iterable[dict[str, Any]
         row
         for row in rows
         if "error" not in row
-        and (row["devices"], row["engine"], row["precision"]) == (found.devices, engine, "bf16")
+        and (row["devices"], row["engine"], row["precision"])
+        == (found.devices, engine, "fp32" if config.train.precision == "fp32" else "bf16")
         and row["config"]["train"]["engine"].partition("_")[2] == found.engine.partition("_")[2]  # offloaded alike
         and card_of(row["device"]) == found.card
         and {key: row["config"]["model"].get(key) for key in model} == model
@@ -170,13 +171,17 @@ def _needs(config: Config, card: Card, engine: str, devices: int) -> tuple[float
 def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: int, node: int = 8) -> Forecast:
     """What `config` takes on `devices` cards, `node` of them in a machine, for so many tokens.
 
-    The micro-batch is the configuration's, or with `auto` the largest that fits and divides the global batch. Raises UsageError when
-    none does.
+    The micro-batch is the configuration's where that fits, else, and with `auto`, the largest that fits and divides the global batch.
+    Raises UsageError when none does, and for GPUs in fp32.
     """
     model, engine = config.model, "plain" if config.train.engine == "auto" else config.train.engine
     if engine not in ("plain", *STAGES):
         raise UsageError(
             f"train.engine={engine}: a forecast knows plain, {', '.join(STAGES)}; say the one that the file is like."
+        )
+    if config.train.precision == "fp32" and not card.cpu:
+        raise UsageError(
+            f"{card.name}: forecasts of GPUs are of bf16 alone; `dnascale bench run` measures train.precision=fp32."
         )
     of_run = stages(config)
     state, activation, fits = _needs(config, card, engine, devices)

@@ -1,6 +1,7 @@
 """`dnascale probe`: how much of some labels a linear model reads off embeddings."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -50,5 +51,6 @@ def probe(
     console.print(f"{found.rows:,} sequences in {found.groups:,} groups, {found.folds} folds, {what}{left_out}")
     table = new_table("held out", "value", "95 % interval over groups")
     for name, score in found.scores.items():
-        table.add_row(name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+        interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
+        table.add_row(name, f"{score.value:.3f}", interval)
     console.print(table)

@@ -141,12 +141,16 @@ def score(
             raise UsageError(
                 "--saturate takes its variants and its reference from one FASTA: leave out VARIANTS and --reference."
             )
+        if columns is not None or ignore_chr or allow_mismatches or indels is not Indels.pll:
+            raise UsageError("--columns, --ignore-chr, --allow-mismatches and --indels are for a file of VARIANTS.")
+        if genetic_code != 1 and not coding:
+            raise UsageError("--genetic-code says what --coding sequences mean: add --coding, or leave it out.")
         _saturate(
             model, saturate, region, coding, genetic_code, baselines, out, options, settings, batch_tokens, as_json
         )
         return
-    if region is not None or coding or baselines is not None:
-        raise UsageError("--region, --coding and --baselines belong to --saturate.")
+    if region is not None or coding or baselines is not None or genetic_code != 1:
+        raise UsageError("--region, --coding, --genetic-code and --baselines belong to --saturate.")
     if variants is None:
         raise UsageError("name a file of variants (VCF, TSV, CSV, Parquet), or a FASTA with --saturate.")
     from dnascale.evaluate.variants.files import score_file
@@ -198,6 +202,7 @@ def _saturate(
     options: Any, settings: dict[str, Any], batch_tokens: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     from dnascale.evaluate.figures import possible
+    from dnascale.evaluate.statistics import shown
     from dnascale.evaluate.variants.files import saturate
 
     with progress_bar() as bar:
@@ -223,17 +228,13 @@ def _saturate(
     areas = new_table("AUROC", "scorer", "")
     for kind, count in summary["count"].items():
         for name, one in summary["scorers"].items():
-            medians.add_row(kind, f"{count:,}", name, _interval(one["median"][kind]))
+            medians.add_row(kind, f"{count:,}", name, shown(one["median"][kind]))
     for pair in next(iter(summary["scorers"].values()))["auroc"]:
         for name, one in summary["scorers"].items():
-            areas.add_row(pair, name, _interval(one["auroc"][pair]))
+            areas.add_row(pair, name, shown(one["auroc"][pair]))
     console = new_console()
     console.print(medians)
     if areas.rows:
         console.print(areas)
     figures = "" if possible() else " No figures: they need matplotlib (pip install 'dnascale[biology]')."
     print(f"{out}: {summary['substitutions']:,} substitutions; intervals of 95 %, bootstrap over codons.{figures}")
-
-
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -63,13 +63,14 @@ def evaluate(
         int | None, typer.Option(min=3, help="Of a Hugging Face folder: bases a window, if less than it takes.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Of a Hugging Face folder: JSON file to write, with a picture beside it.")
+        Path | None,
+        typer.Option(help="JSON file to write, with a picture beside it. Default: in the run; of a folder, none."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Held-out loss of a run, beside baselines fitted on the same training data, and what it is of parts of the bases.
 
-    Writes evaluation-SPLIT.json and .png into the run. A run and a Hugging Face folder with the same --context hide the same bases.
+    Writes evaluation-SPLIT.json and .png into the run, or where --out says. A run and a Hugging Face folder with the same --context hide the same bases.
     """
     from dnascale.errors import UsageError
     from dnascale.evaluate import run as evaluation
@@ -78,16 +79,16 @@ def evaluate(
     of_folder = (model / "config.json").is_file() and not (model / "config.yaml").is_file()
     if of_folder and data is None:
         raise UsageError(f"{model} is a Hugging Face folder: say what to evaluate it on, --data FOLDER.")
-    if not of_folder and (context is not None or out is not None):
-        raise UsageError(
-            "--context and --out belong to Hugging Face folders: a run has its own context, and keeps the result."
-        )
+    if not of_folder and context is not None:
+        raise UsageError("--context belongs to Hugging Face folders: a run has its own.")
+    if out is not None and out.suffix != ".json":
+        raise UsageError(f"--out {out}: the result is JSON, so let the name end in .json.")
     with progress_bar() as progress:
         if of_folder:
             assert data is not None
             result = evaluation.evaluate_folder(model, data, split, device.value, context, out, progress)
         else:
-            result = evaluation.evaluate(Run.open(model, data), split, device.value, progress)
+            result = evaluation.evaluate(Run.open(model, data), split, device.value, out, progress)
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
     else:

@@ -42,6 +42,11 @@ def merge(
     datasets = [load_dataset(location) for location in locations]
     _check_alike(datasets)
     _check_groups(datasets)
+    for one, other in combinations(datasets, 2):
+        if one.fingerprint == other.fingerprint:
+            raise UsageError(
+                f"{one.location} and {other.location} are the same data, which would count double; name one."
+            )
     with whole_folder(out) as work:
         by_name = {dataset.location: dataset for dataset in datasets}
         shared = check_together(by_name, dict.fromkeys(by_name, max_leakage), work, lambda _: None)
@@ -202,7 +207,8 @@ def _describe(
 ) -> Dataset:
     cleaning, rules = Tally(), Counter[str]()
     for dataset in datasets:
-        cleaning.merge(Tally.from_dict(Tally().to_dict() | dataset.cleaning))
+        # Files of regions may have one name and be others: NCBI calls every annotation genomic.gff.
+        cleaning.merge(Tally.from_dict(Tally().to_dict() | dataset.cleaning | {"files": {}}))
         rules.update(dataset.groups)
     if repeated:
         cleaning.warn(
@@ -218,12 +224,17 @@ def _describe(
         vocabulary=datasets[0].vocabulary,
         soft_mask_bit=datasets[0].soft_mask_bit,
         sources=[source for dataset in datasets for source in dataset.sources],
-        options={"merged": [{"name": d.name, "fingerprint": d.fingerprint, "options": d.options} for d in datasets]},
+        options={"merged": [_origin(dataset) for dataset in datasets]},
         cleaning=_plain(cleaning),
         groups=dict(sorted(rules.items())),
         splits=splits,
         block_tokens=datasets[0].block_tokens,
     )
+
+
+def _origin(dataset: Dataset) -> dict[str, Any]:
+    files = dataset.cleaning.get("files", {})
+    return {"name": dataset.name, "fingerprint": dataset.fingerprint, "options": dataset.options, "files": files}
 
 
 def _plain(tally: Tally) -> dict[str, Any]:

@@ -63,12 +63,8 @@ class Detail:
     parts: dict[str, list[Part]]
 
     def to_dict(self) -> dict[str, Any]:
-        def of(estimate: Estimate) -> dict[str, float | None]:
-            """JSON has no nan."""
-            return {key: None if value != value else value for key, value in vars(estimate).items()}
-
         return {
-            "unit": self.unit, "units": self.units, "loss": of(self.loss), "ahead_of": self.ahead_of, "ahead": of(self.ahead),
+            "unit": self.unit, "units": self.units, "loss": self.loss.to_dict(), "ahead_of": self.ahead_of, "ahead": self.ahead.to_dict(),
             "parts": {name: [vars(part) for part in parts] for name, parts in self.parts.items()},
         }  # fmt: skip
 

@@ -122,14 +122,15 @@ class _Kept:
 
     def __init__(self, codes: np.ndarray, size: int, width: int | None) -> None:
         self.width = max(1, len(codes)) if width is None else width
+        self.single = width == 1
         count = 1 if width is None else -(-len(codes) // self.width)
         self.known = BASE_OF_CODE[codes] >= 0
-        self.sums = np.zeros((count, size), dtype=np.float32 if width == 1 else np.float64)
+        self.sums = np.zeros((count, size), dtype=np.float32 if self.single else np.float64)
         self.bases = np.zeros(count, dtype=np.int64)
 
     def add(self, first: int, states: np.ndarray) -> None:
         """States float32 [n, H] of the bases from `first` on."""
-        if self.width == 1:
+        if self.single:
             self.sums[first : first + len(states)] = states
             return
         known = self.known[first : first + len(states)]
@@ -143,7 +144,7 @@ class _Kept:
         """float32 [stretches, H]: of A, C, G and T; nan without any. A single base, whatever it is, if `per_base`."""
         if per_base:
             return self.sums
-        bases = self.known.astype(np.int64) if self.width == 1 else self.bases
+        bases = self.known.astype(np.int64) if self.single else self.bases
         with np.errstate(invalid="ignore", divide="ignore"):
             means = self.sums / np.where(bases > 0, bases, np.nan)[:, None]
         return means.astype(np.float32)

@@ -53,9 +53,7 @@ def embed_file(
             raise UsageError(f"{one.name} is read by one process, and not by {world}: write it to a file first.")
     loaded = load_model(model, **settings)
     options = replace(options, both_strands=loaded.asks_both(options.both_strands))
-    local = [path for one in inputs if (path := Path(one.location)).is_file()]
-    decides = {"embed": asdict(options), "inputs": [[one.name, one.version] for one in inputs]}
-    parts = open_parts(out, loaded, local, decides)
+    parts = open_parts(out, loaded, inputs, {"embed": asdict(options)})
     beside = out.with_suffix(".tsv")
     if out.suffix == ".npy" and beside.exists() and not any(parts.iterdir()):  # not left by a kill of this command
         parts.rmdir()

@@ -30,7 +30,7 @@ class Probe:
     strengths: list[float]  # that each fold chose: larger is less regularised for classes, more for numbers
 
     def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"scores": {name: vars(score) for name, score in self.scores.items()}}
+        return vars(self) | {"scores": {name: score.to_dict() for name, score in self.scores.items()}}
 
 
 def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
@@ -144,6 +144,11 @@ def _classify(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds:
         raise DataError(
             f"all {len(labels):,} labels are {classes[0] if len(classes) else 'missing'}: there is nothing to tell apart."
         )
+    largest = int(np.bincount(truth).max())
+    if largest < folds:
+        raise DataError(
+            f"no class has more than {largest:,} sequences, fewer than {folds} folds: fewer folds, or fewer classes."
+        )
     said, strengths = np.zeros((len(values), len(classes))), []
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(values, truth, groups):
         if len(np.unique(truth[train])) < len(classes):
@@ -151,7 +156,8 @@ def _classify(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds:
                 "a class is in one group, or in so few that a fold has none of it to learn from: fewer folds, or other groups."
             )
         scaler = StandardScaler().fit(values[train])
-        inner = _inner(StratifiedGroupKFold, values[train], truth[train], groups[train])
+        most = int(np.bincount(truth[train]).max())  # what scikit-learn asks for
+        inner = _inner(StratifiedGroupKFold, values[train], truth[train], groups[train], most)
         model = LogisticRegressionCV(
             Cs=_STRENGTHS,
             cv=inner,
@@ -175,12 +181,15 @@ def _classify(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds:
     return Probe("classes", len(values), int(groups.max()) + 1, folds, classes.tolist(), scores, strengths)
 
 
-def _inner(kind: Any, values: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Folds within a training part, of those there can be."""
-    folds = min(_INNER_FOLDS, len(np.unique(groups)))
+def _inner(
+    kind: Any, values: np.ndarray, truth: np.ndarray, groups: np.ndarray, most: int = _INNER_FOLDS
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds within a training part, of those there can be, but not above `most`."""
+    folds = min(_INNER_FOLDS, most, len(np.unique(groups)))
     if folds < 2:
         raise DataError(
-            "a training part has a single group, so nothing can be chosen inside of it: fewer folds, or more groups."
+            "a training part has a single group or one sequence of each class, so nothing can be chosen inside of it: fewer folds, "
+            "or more groups."
         )
     return [(one, other) for one, other in kind(folds).split(values, truth, groups) if len(other)]
 

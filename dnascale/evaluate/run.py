@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.baselines import Baseline, Rivals
 from dnascale.evaluate.detail import BaseLosses, Detail, take_apart
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
+from dnascale.files import explained, write_whole
 from dnascale.runs import Run
 from dnascale.train.distributed import choose_device
 from dnascale.train.precision import fastest_precision
@@ -50,11 +52,13 @@ class Evaluation:
         }
 
 
-def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    run: Run, split: str = "valid", device: str = "auto", out: Path | None = None, progress: Progress | None = None
+) -> Evaluation:
     """Scores every base of a split with a run's checkpoint, and fits and scores the baselines.
 
-    Writes `evaluation-SPLIT.json` into the run folder (`step-STEP-evaluation-SPLIT.json` of a checkpoint that was asked for), and
-    a `.png` of that name where matplotlib is installed.
+    Writes `out`, by default `evaluation-SPLIT.json` in the run folder (`step-STEP-evaluation-SPLIT.json` of a checkpoint that was asked
+    for), and a `.png` of that name where matplotlib is installed. Raises UsageError, before it scores, when that cannot be written.
     """
     import torch
 
@@ -76,7 +80,7 @@ def evaluate(run: Run, split: str = "valid", device: str = "auto", progress: Pro
     of_step = f"{run.checkpoint.folder.name}-" if run.asked_for else ""
     return _score(
         str(run.folder), run.checkpoint.state.step, model.logits, reader, corpus, chosen, batch_windows, progress,
-        run.folder / f"{of_step}evaluation-{split}",
+        out or run.folder / f"{of_step}evaluation-{split}.json",
     )  # fmt: skip
 
 
@@ -112,18 +116,19 @@ def evaluate_folder(
         )
     batch_windows = max(1, BATCH_TOKENS[model.device.type] // model.context)
     vocabulary = corpus.vocabulary
-    beside = None if out is None else out.with_suffix("") if out.suffix == ".json" else out
     return _score(
         str(path), None, lambda ids: model.token_log_p(ids, vocabulary), reader, corpus, model.device,
-        batch_windows, progress, beside,
+        batch_windows, progress, out,
     )  # fmt: skip
 
 
 def _score(
     name: str, step: int | None, logits: "Callable[[torch.Tensor], torch.Tensor]", reader: WindowReader, corpus: Corpus, device: "torch.device",
-    batch_windows: int, progress: Progress | None, beside: Path | None,
+    batch_windows: int, progress: Progress | None, out: Path | None,
 ) -> Evaluation:  # fmt: skip
     """Scores, and writes the result where it is to be: first without its detail, which takes memory."""
+    if out is not None:
+        _check_writable(out.parent)
     done, total = 0, len(covering_windows(reader.shard_tokens, reader.context)[0])
 
     def advance(windows: int) -> None:
@@ -145,19 +150,31 @@ def _score(
     )
     baselines = rivals.score([record for one in reader.sources for record in split_records(one, reader.split)])
     result = Evaluation(name, step, reader.split, loss, baselines)
-    _write(result, beside)
+    _write(result, out)
     if losses is not None:
         result = replace(result, detail=take_apart(reader, losses, rivals.longest))
-        _write(result, beside)
+        _write(result, out)
     return result
 
 
-def _write(result: Evaluation, beside: Path | None) -> None:
-    if beside is None:
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written ({error.strerror}): name another place for the result with --out FILE.json."
+        ) from None
+
+
+def _write(result: Evaluation, out: Path | None) -> None:
+    if out is None:
         return
     from dnascale.evaluate.figures import held_out, possible
 
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    beside.with_name(f"{beside.name}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-    if possible():
-        held_out(result.to_dict(), beside.with_name(f"{beside.name}.png"))
+    try:
+        write_whole(out, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+        if possible():
+            held_out(result.to_dict(), out.with_suffix(".png"))
+    except OSError as error:
+        raise explained(error, out) from error

@@ -1,5 +1,6 @@
 """AUROC, medians, and their 95 % intervals by bootstrap over groups."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,14 +13,27 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval; nan bounds where there is none to tell."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return shown(vars(self))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON has no nan."""
+        return {key: value if math.isfinite(value) else None for key, value in vars(self).items()}
+
+
+def shown(estimate: dict[str, float | None], form: str = ".3f") -> str:
+    """An estimate, as `to_dict` gives it, for people: without an interval where there is none, a dash where there is no value."""
+    numbers = {key: value for key, value in estimate.items() if value is not None and math.isfinite(value)}
+    if "value" not in numbers:
+        return "–"
+    interval = f" [{numbers['low']:{form}}, {numbers['high']:{form}}]" if {"low", "high"} <= numbers.keys() else ""
+    return f"{numbers['value']:{form}}{interval}"
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, replicates: int = REPLICATES, seed: int = 0) -> Estimate:
@@ -56,10 +70,15 @@ def bootstrap(
     """`statistic(rows)` of all rows, and the 2.5 and 97.5 percentiles when whole groups are drawn with replacement.
 
     `groups` [n] says which group each row belongs to: rows of one group are not independent. Replicates in which the statistic
-    is nan (no rows of a class) are left out. There is at least one row.
+    is nan (no rows of a class) are left out. nan without rows; nan bounds for fewer than `FEWEST_GROUPS`, which tell nothing of others.
     """
+    if not len(groups):
+        return Estimate(float("nan"), float("nan"), float("nan"))
     _, member = np.unique(groups, return_inverse=True)
     count = int(member.max()) + 1
+    value = float(statistic(np.arange(len(groups))))
+    if count < FEWEST_GROUPS:
+        return Estimate(value, float("nan"), float("nan"))
     order = np.argsort(member, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(member, minlength=count))[:-1])
     rng = np.random.default_rng(seed)
@@ -69,4 +88,4 @@ def bootstrap(
     values = values[np.isfinite(values)]
     tail = (1 - _LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (float("nan"), float("nan"))
-    return Estimate(float(statistic(np.arange(len(groups)))), float(low), float(high))
+    return Estimate(value, float(low), float(high))

@@ -1,6 +1,7 @@
 """What a trained run is used for: evaluation beside baselines, and an exported model that needs no dnascale."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,13 +95,37 @@ def test_what_an_evaluation_of_a_folder_lacks_is_a_sentence(run: Path, human_cds
     model = tmp_path / "model"
     assert dnascale("export", run, model).code == 0
     assert "say what to evaluate it on, --data FOLDER" in dnascale("eval", model).error
-    assert "belong to Hugging Face folders" in dnascale("eval", run, "--context", "32").error
+    assert "belongs to Hugging Face folders" in dnascale("eval", run, "--context", "32").error
     long = dnascale("eval", model, "--data", human_cds.folder, "--context", "100000")
     assert "is not between 3 and the 64 bases" in long.error
     assert (
         "holds out no split 'nothing'"
         in dnascale("eval", model, "--data", human_cds.folder, "--split", "nothing").error
     )
+
+
+def test_an_evaluation_goes_where_it_is_to_or_is_refused_before_it_scores(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "it.json"
+    outcome = dnascale("eval", run, "--out", out, "--json")
+    assert outcome.code == 0, outcome.output
+    assert json.loads(out.read_text()) == json.loads(outcome.output)
+    assert {path.name for path in out.parent.iterdir()} == {"it.json", "it.png"}
+    assert "let the name end in .json" in dnascale("eval", run, "--out", tmp_path / "it").error
+    refused = dnascale("eval", run, "--out", out / "in-a-file.json")
+    assert refused.code == 2
+    assert f"{out} cannot be written (" in refused.error
+    assert "evaluating" not in refused.error
+
+
+def test_the_card_has_an_evaluation_once_and_none_that_cannot_be_read(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (newest,) = sorted((copy / "checkpoints").glob("step-*"))[-1:]
+    for path in (copy, newest):
+        assert dnascale("eval", path).code == 0
+    (copy / "my-evaluation-notes.json").write_text("{not json")
+    assert dnascale("export", copy, tmp_path / "model").code == 0
+    assert (tmp_path / "model" / "README.md").read_text().count("## Held-out loss (valid split)") == 1
 
 
 def test_onnx_gives_the_logits_of_torch(run: Path, tmp_path: Path) -> None:

@@ -214,3 +214,9 @@ def test_the_names_of_the_package_are_imported_when_they_are_used() -> None:
         "from dnascale.evaluate import embed as module; assert embed is module.embed; assert not hasattr(dnascale, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_sequence_without_bases_keeps_its_place(model: LanguageModel) -> None:
+    found = list(embed(model, [("a", b"ACGT"), ("none", b""), ("one", b"A")]))
+    assert [one.name for one in found] == ["a", "none", "one"]
+    assert [bool(np.isnan(one.values).all()) for one in found] == [False, True, False]

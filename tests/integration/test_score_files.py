@@ -282,6 +282,35 @@ def test_two_processes_score_as_one_does(model: Path, reference: Path, tmp_path:
     assert (tmp_path / "1.vcf").read_text() == (tmp_path / "2.vcf").read_text()
 
 
+def test_what_was_scored_on_another_reference_is_not_used_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of references to which a sequence is added, after which every part has another number."""
+    from dnascale.evaluate.variants import files
+
+    genome = tmp_path / "genome"
+    genome.mkdir()
+    (genome / "chr2.fa").write_text(f">chr2\n{SECOND}\n")
+    lines = [
+        f"chr{1 + (at % 2)}\t{at + 1}\t.\t{(SEQUENCE, SECOND)[at % 2][at]}\tA\t.\tPASS\t.\tGT\t0/1" for at in range(400)
+    ]
+    vcf = write_vcf(tmp_path / "in.vcf", [line for line in lines if line.split("\t")[3] != "A"])
+
+    def scored(out: str) -> str:
+        files.score_file(
+            model, vcf, str(genome), tmp_path / out, ScoreOptions(), {"device": "cpu", "precision": "fp32"}, {}
+        )
+        return (tmp_path / out).read_text()
+
+    with monkeypatch.context() as killed:
+        killed.setattr(files, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            scored("out.vcf")
+    assert list(tmp_path.glob(".out.vcf.parts-*/part-*"))
+    (genome / "chr1.fa").write_text(f">chr1\n{SEQUENCE}\n")
+    assert scored("out.vcf") == scored("fresh.vcf")
+
+
 def test_saturation_of_the_built_in_gene_gives_tables_and_figures(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +330,9 @@ def test_saturation_of_the_built_in_gene_gives_tables_and_figures(
     assert set(table.column("consequence").to_pylist()) == set(summary["count"])
     area = summary["scorers"]["model"]["auroc"]["synonymous above missense"]
     assert area["low"] < area["value"] < area["high"]
+    start = summary["scorers"]["model"]["median"]["start lost"]
+    assert start["low"] is start["high"] is None  # one codon
+    assert start["value"] is not None
     pytest.importorskip("matplotlib")
     for figure in ("consequence.png", "along-sequence.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")

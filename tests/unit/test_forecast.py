@@ -98,6 +98,11 @@ def test_a_file_of_deepspeed_and_offloading_are_not_taken_for_what_they_are_not(
     assert with_measured(sheet, settled, [row | {"config": settled.model_dump(mode="json")}]).tokens_per_second == 9e5
 
 
+def test_fp32_on_a_gpu_is_not_forecast() -> None:
+    with pytest.raises(UsageError, match="forecasts of GPUs are of bf16 alone"):
+        forecast(config("base", "train.precision=fp32"), card("H100"), 1, 1, VOCABULARY)
+
+
 def test_zero_makes_room_where_there_is_none() -> None:
     tiny = Card("tiny", 100, 5, 1, 100)
     with pytest.raises(UsageError, match=r"on 4 x tiny \(5 GB\) no micro-batch .* train.engine=plain"):

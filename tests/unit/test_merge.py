@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -50,6 +51,31 @@ def test_a_merged_data_set_has_the_records_of_all_and_is_whole(tmp_path: Path) -
     assert Counter(rows(merged)) == Counter(
         (record, group, number) for number, part in enumerate(parts) for record, group, _ in rows(part)
     )
+
+
+def test_annotations_of_one_name_may_be_different_files(tmp_path: Path) -> None:
+    parts = []
+    for name, span in (("human", "0\t40"), ("mouse", "10\t50")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "regions.bed").write_text(f"{name}\t{span}\n")
+        source = write(folder / "genome.fa", [(name, "ACGTTGCA" * 8)])
+        options = PrepareOptions(regions=str(folder / "regions.bed"), valid=0, max_leakage=None)
+        parts.append(prepare([source], folder / "data", options))
+    merged = merge([str(part.folder) for part in parts], tmp_path / "merged")
+    assert merged.splits["train"].records == 2
+    digests = [origin["files"]["regions.bed"] for origin in merged.options["merged"]]
+    assert digests == [part.cleaning["files"]["regions.bed"] for part in parts]
+    assert len(set(digests)) == 2
+
+
+def test_the_same_data_twice_is_refused_also_as_a_copy(tmp_path: Path) -> None:
+    one = prepared(tmp_path, "a", 1)
+    shutil.copytree(one.folder, tmp_path / "copy")
+    for locations in ([str(one.folder)] * 2, [str(one.folder), str(tmp_path / "copy")]):
+        with pytest.raises(UsageError, match="are the same data"):
+            merge(locations, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_group_in_different_splits_is_an_error_that_names_it(tmp_path: Path) -> None:

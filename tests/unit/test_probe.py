@@ -76,6 +76,7 @@ def test_numbers_are_regressed_upon(values: np.ndarray) -> None:
         (["a"] * ROWS, 40, "all 240 labels are a"),
         (["a", "b"] * (ROWS // 2), 3, "3 groups cannot be divided into 5 folds"),
         (["a"] * 6 + ["b"] * (ROWS - 6), 40, "has none of it to learn from"),
+        ([f"species{row % 60}" for row in range(ROWS)], 240, "no class has more than 4 sequences, fewer than 5 folds"),
     ],
 )
 def test_too_little_is_a_sentence(values: np.ndarray, labels: list[str], count: int, sentence: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.sources import Record, read_fasta, resolve
 from dnascale.data.split import SPLITS, Grouping, Holdout, Holdouts, group_key
 from dnascale.data.split.groups import read_table
@@ -138,6 +140,16 @@ def test_a_column_names_the_group_and_an_unknown_column_names_the_near_one() -> 
     with pytest.raises(DataError, match=r"t\.csv:3: record 'x' has no 'empty'"):
         Grouping.parse("column:empty").of(row, "t.csv")
     assert Grouping.parse("column:empty", "file").of(row, "t.csv") == ("t.csv", "file")
+
+
+def test_an_empty_cell_of_the_column_is_told_with_its_row(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("name,sequence,family\na,ACGT,GPCR\nb,ACGT,\n")
+    options = PrepareOptions(group="column:family", valid=0)
+    with pytest.raises(DataError, match=r"t\.csv:3: record 'b' has no 'family'"):
+        prepare([str(table)], tmp_path / "out", options)
+    with pytest.raises(DataError, match=r"there is no column 'famly' \(columns: .*family.*did you mean 'family'"):
+        prepare([str(table)], tmp_path / "out", replace(options, group="column:famly"))
 
 
 def test_a_table_names_the_groups_in_another_process_too(tmp_path: Path) -> None:

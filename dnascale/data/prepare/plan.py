@@ -279,6 +279,11 @@ def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
     if found["stamps"] != body["stamps"]:
         changed = [i for i, pair in enumerate(zip(found["stamps"], body["stamps"], strict=True)) if pair[0] != pair[1]]
         return f"another version of {body['inputs'][changed[0]]['name']}"
+    versions = zip(*([input["version"] for input in one["inputs"]] for one in (found, body)), strict=True)
+    if changed := [number for number, (old, new) in enumerate(versions) if old != new]:
+        return f"another version of {body['inputs'][changed[0]]['name']}"
+    if found["vocabulary"] != body["vocabulary"]:
+        return "another tokenizer"
     if found["beside"] != body["beside"]:
         return "another version of a file that its options name"
     options = [name for name, value in body["options"].items() if found["options"].get(name) != value]

@@ -169,7 +169,10 @@ class _Table:
 
 
 class _Fields(Mapping[str, str]):
-    """The other columns of one row, those without a value left out. Made into text only when asked for."""
+    """The other columns of one row, those without a value left out. Made into text only when asked for.
+
+    `in` asks whether there is such a column, `get` whether this row has a value in it.
+    """
 
     __slots__ = ("_at", "_columns", "_name")
 
@@ -181,6 +184,9 @@ class _Fields(Mapping[str, str]):
         if value is None:
             raise KeyError(key)
         return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._columns and key != self._name
 
     def __iter__(self) -> Iterator[str]:
         return (key for key, column in self._columns.items() if key != self._name and column[self._at].is_valid)

@@ -13,7 +13,6 @@ Parts = list[tuple[int, int]]
 
 #: Where the numbers end: no sequence is as long.
 FURTHEST = 2**62
-_WIDTHS = (*range(3, 10), 12)
 _STRAND_OF = {sign.encode(): index for index, sign in enumerate(STRANDS)}
 _UNKNOWN_STRAND = STRANDS.index(".")
 

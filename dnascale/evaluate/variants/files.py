@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dnascale.data.shards import load_dataset
+from dnascale.data.sources.locate import Input, find
 from dnascale.errors import UsageError
 from dnascale.evaluate.language_model import load_model
 from dnascale.evaluate.parts import open_parts, remove_parts
@@ -24,7 +25,6 @@ from dnascale.evaluate.variants.run import (
     score,
 )  # fmt: skip
 from dnascale.evaluate.variants.saturate import (
-    BUILTIN,
     MODEL,
     Saturation,
     count_scores,
@@ -75,7 +75,7 @@ def score_file(
     order = compare(
         alleles, sequences, reference or str(variants), options, loaded.context, ignore_chr, allow_mismatches
     )
-    inputs = [variants] + ([Path(reference)] if reference and Path(reference).is_file() else [])
+    inputs = [Input.of(variants), *(find([reference]) if reference and not own else [])]
     parts = open_parts(out, loaded, inputs, options_as_json(options) | {"ignore_chr": ignore_chr, "columns": columns})
     score(loaded, alleles, sequences, order, options, parts, ignore_chr, batch_tokens, progress)
     if rank_and_world()[0]:
@@ -113,8 +113,8 @@ def saturate(
     options = replace(options, both_strands=loaded.asks_both(options.both_strands))
     sequences = given_sequences(saturation.sequences)
     order = compare(saturation.alleles, sequences, location, options, loaded.context)
-    inputs = [] if location in BUILTIN else [Path(location)]
-    parts = open_parts(out, loaded, inputs, options_as_json(options) | {"saturate": location, "region": region})
+    decides = options_as_json(options) | {"saturate": saturation.digest, "region": region}
+    parts = open_parts(out, loaded, [], decides)
     score(loaded, saturation.alleles, sequences, order, options, parts, False, batch_tokens, progress)
     if rank_and_world()[0]:
         return None

@@ -1,8 +1,9 @@
 """`dnascale score --saturate`: every substitution of sequences, by consequence where they are coding, beside count-based scorers."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class Saturation:
     sequences: dict[str, bytes]
     alleles: list[Allele]
     consequences: list[str] | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the sequences and their names."""
+        return hashlib.sha256(repr(self.sequences).encode()).hexdigest()
 
     @classmethod
     def of(cls, location: str, coding: bool = False, genetic_code: int = 1, region: str | None = None) -> "Saturation":
@@ -126,17 +132,18 @@ def summarize(saturation: Saturation, scores: dict[str, np.ndarray]) -> dict[str
 
 
 def _summary(values: np.ndarray, kinds: np.ndarray, here: Sequence[str], codons: np.ndarray) -> dict[str, Any]:
+    known = np.isfinite(values)  # a codon with N has no frequency
     medians = {}
     for kind in here:
-        mine = kinds == kind
-        medians[kind] = asdict(_median(values[mine], codons[mine]))
+        mine = (kinds == kind) & known
+        medians[kind] = _median(values[mine], codons[mine]).to_dict()
     pairs = [("synonymous", "missense"), ("synonymous", "nonsense"), ("missense", "nonsense")]
     areas = {}
     for mild, severe in pairs:
         if mild in here and severe in here:
-            among = (kinds == mild) | (kinds == severe)
+            among = ((kinds == mild) | (kinds == severe)) & known
             own, is_mild = values[among], kinds[among] == mild
-            areas[f"{mild} above {severe}"] = asdict(_area(own, is_mild, codons[among]))
+            areas[f"{mild} above {severe}"] = _area(own, is_mild, codons[among]).to_dict()
     return {"median": medians, "auroc": areas}
 
 
