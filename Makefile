@@ -82,6 +82,7 @@ test-packages:
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium bedtools gffread faketime libaio-dev g++
 
 docs: .venv/dev
+	$(BIN)/python docs/site.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Of PyPI alone, whatever this machine's pip is set to.

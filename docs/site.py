@@ -1,4 +1,7 @@
-"""What `make docs` does beyond MkDocs: the navigation, pages made from the program itself, links to files outside docs/."""
+"""What `make docs` does beyond MkDocs: the navigation, pages made from the program itself, links to files outside docs/.
+
+Run as a program it writes the pages that are made from the program and the rows: they are in the repository too, for its readers there.
+"""
 
 import json
 import posixpath
@@ -28,19 +31,17 @@ _PARTS = {
 
 
 def on_config(config: Any) -> Any:
-    generated = list(_generated())
-    nav: list[Any] = [{"dnascale": "index.md"}]
+    nav: list[Any] = [{"dnascale": "index.md"}, {"All pages": "contents.md"}]
     for title, (folder, first) in _PARTS.items():
         there = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / folder).glob("*.md"))
         pages = dict.fromkeys([*first, *there])
-        nav.append({title: [page for page in pages if page in there or page in generated]})
+        nav.append({title: list(pages)})
     config.nav = nav
     return config
 
 
 def on_files(files: Any, config: Any) -> Any:
-    for name, make in _generated().items():
-        files.append(File.generated(config, name, content=make()))
+    files.append(File.generated(config, "index.md", content=_index()))
     return files
 
 
@@ -58,12 +59,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return _LINK.sub(moved, markdown)
 
 
-def _generated() -> dict[str, Any]:
+def generated() -> dict[str, str]:
+    """Pages by their path in docs/."""
     return {
-        "index.md": _index,
-        "reference/command-line.md": _command_line,
-        "reference/configuration.md": _configuration,
-        "benchmarks/hardware.md": _hardware,
+        "reference/command-line.md": _command_line(),
+        "reference/configuration.md": _configuration(),
+        "benchmarks/hardware.md": _hardware(),
     }
 
 
@@ -182,3 +183,8 @@ def _type(annotation: Any) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    for name, content in generated().items():
+        (ROOT / "docs" / name).write_text(content)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,24 @@ def test_every_page_is_built_without_a_dead_link(site: Path) -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         assert (site / page.relative_to(ROOT / "docs").with_suffix("") / "index.html").is_file(), page
     assert "FASTA in" in text(site / "index.html")
+
+
+def test_the_pages_made_from_the_program_are_those_in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT)
+    from docs.site import generated
+
+    pinned = re.search(r"^typer==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    for name, content in generated().items():
+        if "command-line" not in name or version("typer") == pinned[1]:  # which writes that page
+            assert (ROOT / "docs" / name).read_text() == content, f"docs/{name} is out of date: make docs"
+
+
+def test_the_list_of_all_pages_has_all_pages() -> None:
+    contents = ROOT / "docs" / "contents.md"
+    linked = set(re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.md)\)", contents.read_text()))
+    assert linked == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"contents.md"}
 
 
 def test_the_command_line_page_has_every_command(site: Path) -> None:
