@@ -217,7 +217,7 @@ class TrainConfig(_Section):
     deterministic: bool = Field(
         False, description="the same bits every time on CUDA too, where the fastest kernels add in any order; slower"
     )
-    engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3 or a DeepSpeed JSON file")
+    engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3, zero3_offload, zero3_nvme or a DeepSpeed JSON file")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = CUDA, else MPS, else the CPU")
     processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and masks")

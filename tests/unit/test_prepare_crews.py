@@ -132,7 +132,7 @@ def test_a_rerun_with_other_options_says_so_and_reads_again_only_what_it_must(
         def begin(self, stage: str, tasks: int, size: int) -> None:
             self.read += tasks if stage == "reading" else 0
 
-    for change, read in (({"test": 0.2}, 3), ({"min_length": 30}, 5)):
+    for change, read in (({"test": 0.2}, 3), ({"cluster": 0.2}, 3), ({"min_length": 30}, 5)):
         out = tmp_path / "-".join(change) / "out"
         carry_out_plan(plan_of(sources), out, Crew(1, 0, 3, part=True), Progress())  # two of five inputs
         changed = PrepareOptions(**(OPTIONS.to_dict() | change))

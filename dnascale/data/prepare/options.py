@@ -12,8 +12,8 @@ from dnascale.errors import UsageError
 
 __all__ = ["SPLITS", "PrepareOptions"]
 
-#: Of these nothing is seen in what a read task writes.
-_NOT_OF_READING = ("valid", "test", "soft_mask", "skip_bad_files", "allow_absent")
+#: Of these nothing is seen in what a read task writes, but how many 31-mers are sampled, which a plan settles.
+_NOT_OF_READING = ("valid", "test", "soft_mask", "skip_bad_files", "allow_absent", "cluster", "max_leakage")
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,4 @@ class PrepareOptions(CleanOptions, TakeOptions):
     def of_reading(self) -> dict[str, Any]:
         """Those that decide what a read task writes: with others the same, its result is used again."""
         of_reading = {name: value for name, value in self.to_dict().items() if name not in _NOT_OF_READING}
-        del of_reading["cluster"], of_reading["max_leakage"]
-        return of_reading | {"sampled": self.splitting.needs_sample, "finer": self.cluster is not None}
+        return of_reading | {"sampled": self.splitting.needs_sample}
