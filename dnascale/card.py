@@ -95,7 +95,7 @@ def _recipe(run: Run) -> str:
     environment = run.folder / "environment.json"
     if environment.is_file():
         known = json.loads(environment.read_text())
-        rows.append(["devices", ", ".join(known.get("devices") or ["CPU"])])
+        rows.append(["devices", ", ".join(known.get("devices", []))])
         rows.append(["versions", ", ".join(f"{name} {v}" for name, v in known.get("versions", {}).items())])
     rows += [[words, f"{value:.4f} nats per base"] for words, value in _last_losses(run)]
     return _table(["", ""], rows)

@@ -100,7 +100,7 @@ class ModelConfig(_Section):
     heads: PositiveInt = Field(description="attention heads; each has hidden_size / heads dimensions, an even number")
     intermediate_size: PositiveInt = Field(description="width of the gated MLP")
     context: PositiveInt = Field(description="window length in tokens")
-    local_attention: PositiveInt = Field(128, description="window of local layers in tokens, both sides together")
+    local_attention: int = Field(128, ge=2, description="window of local layers in tokens, both sides together")
     global_every: PositiveInt = Field(3, description="every n-th layer attends globally")
     global_rope_theta: PositiveFloat = Field(
         160_000.0,
@@ -180,7 +180,7 @@ class ScheduleConfig(_Section):
 
     @model_validator(mode="after")
     def _shares(self) -> "ScheduleConfig":
-        if self.warmup + self.decay > 1:
+        if self.shape.startswith("wsd") and self.warmup + self.decay > 1:
             raise ValueError("schedule.warmup + schedule.decay must not exceed 1")
         for number, stage in enumerate(self.stages):
             if (stage.tokens is None) != (number == len(self.stages) - 1):
@@ -217,7 +217,9 @@ class TrainConfig(_Section):
     deterministic: bool = Field(
         False, description="the same bits every time on CUDA too, where the fastest kernels add in any order; slower"
     )
-    engine: str = Field("auto", description="auto, plain, zero1, zero2, zero3, zero3_offload, zero3_nvme or a DeepSpeed JSON file")
+    engine: str = Field(
+        "auto", description="auto, plain, zero1, zero2, zero3, zero3_offload, zero3_nvme or a DeepSpeed JSON file"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = CUDA, else MPS, else the CPU")
     processes: PositiveInt | None = Field(None, description="refuse to start with another number of processes")
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and masks")
@@ -230,7 +232,7 @@ class GuardConfig(_Section):
     )
     stall: PositiveFloat | None = Field(
         1800,
-        description="seconds without progress in a step after which a process is ended, and it is said who is behind (exit code 7); null = never",
+        description="seconds without progress in a step after which a process is ended, and it is said who is behind (exit code 7); null = never; what processes send each other is waited for an hour at most",
     )
     replicas: PositiveInt | None = Field(
         1000,

@@ -63,6 +63,11 @@ class Stopped(DnascaleError):
     label = "stopped"
 
 
+def kind(error: Exception) -> str:
+    """The name of the class of this module that `error` is of, by which another process can raise it."""
+    return next((one.__name__ for one in type(error).__mro__ if globals().get(one.__name__) is one), "DnascaleError")
+
+
 def printable(text: str) -> str:
     """The same text, in which what moves a terminal's cursor, or is not UTF-8, is escaped."""
     return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

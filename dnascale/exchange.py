@@ -73,7 +73,7 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
     with _unreadable(source):
         weights = _named(_of_deepspeed(tag) if tag is not None else _of_pickles(pickles), source)
     with no_init_weights():  # all are given, or it is refused
-        hf = AutoModelForMaskedLM.from_config(config)
+        hf = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)  # whatever the file says of its own
     with _refused(source, described):
         missing, unexpected = hf.load_state_dict(weights, strict=False)
         tied = {name for name in missing if name.startswith("decoder.weight")}
@@ -84,7 +84,7 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
             )
     hf.tie_weights()
     with whole_folder(out) as work:
-        hf.float().save_pretrained(work)
+        hf.save_pretrained(work)
         tokenizer.save_pretrained(work)
     count = sum(p.numel() for p in hf.parameters())
     return f"{out}: {count:,} parameters of {tag or source}"
@@ -115,14 +115,15 @@ def _refused(source: Path, described: Path) -> Iterator[None]:
 
 
 def _deepspeed_tag(source: Path) -> Path | None:
-    """The folder of the newest step of a DeepSpeed checkpoint in or below `source`."""
+    """The folder of a DeepSpeed checkpoint in or below `source`: the only one, or the one that its only `latest` names."""
     tags = sorted({path.parent for path in source.rglob("*_model_states.pt")})
     if len(tags) <= 1:
         return tags[0] if tags else None
-    for latest in source.rglob("latest"):
-        if (named := latest.parent / latest.read_text().strip()) in tags:
-            return named
-    raise UsageError(f"{source} has {len(tags)} DeepSpeed checkpoints and no file `latest`: name one, e.g. {tags[-1]}.")
+    named = {latest.parent / latest.read_text().strip() for latest in source.rglob("latest")} & set(tags)
+    if len(named) == 1:
+        return named.pop()
+    files = "several files" if named else "no file"
+    raise UsageError(f"{source} has {len(tags)} DeepSpeed checkpoints and {files} `latest`: name one, e.g. {tags[-1]}.")
 
 
 def _of_deepspeed(tag: Path) -> "dict[str, torch.Tensor]":

@@ -122,6 +122,8 @@ def _local_processes(machine: Machine, device: str, wanted: int | None, reasons:
     if device == "mps" and (wanted or 1) > 1:
         raise UsageError("a Mac has one GPU, which one process uses: leave out --processes.")
     if device == "cuda":
+        if not gpus:
+            raise UsageError("train.device=cuda, but torch sees no GPU here.")
         if wanted is not None and wanted > gpus:
             raise UsageError(f"--processes {wanted}, but torch sees {gpus} GPUs here: one process a GPU.")
         reasons.append(f"one process a GPU: {wanted or gpus}")

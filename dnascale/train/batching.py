@@ -52,6 +52,8 @@ def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
 def to_device(
     batch: Batch, module: "MaskedLanguageModel", device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """What `module` is called with. The copies do not wait: the tokens are in pinned memory where there is a GPU."""
-    room = module.room(batch.tokens)
-    return batch.tokens.to(device, non_blocking=True), batch.keys.to(device, non_blocking=True), room
+    """What `module` is called with. The copies do not wait on CUDA, where the tokens are in pinned memory; elsewhere they do, for that
+    memory is used again.
+    """
+    room, later = module.room(batch.tokens), device.type == "cuda"
+    return batch.tokens.to(device, non_blocking=later), batch.keys.to(device, non_blocking=later), room

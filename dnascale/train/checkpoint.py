@@ -75,6 +75,8 @@ class Checkpoint:
             self.optimizer: str = self.manifest.get("optimizer", "adamw")
         except FileNotFoundError:
             raise CheckpointError(f"{folder} is no checkpoint: it has no MANIFEST.json.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise Damaged(folder, f"{path} is damaged ({type(error).__name__}: {error}).") from None
         self._parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -89,9 +91,13 @@ class Checkpoint:
                 raise Damaged(self.folder, f"{path} is missing.")
             if (size := path.stat().st_size) != file["bytes"]:
                 raise Damaged(self.folder, f"{path} has {size:,} bytes, its manifest says {file['bytes']:,}.")
-            with path.open("rb") as opened:
-                if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                    raise Damaged(self.folder, f"{path} does not match its SHA-256: it is damaged.")
+            try:
+                with path.open("rb") as opened:
+                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+            if digest != file["sha256"]:
+                raise Damaged(self.folder, f"{path} does not match its SHA-256: it is damaged.")
 
     def require(self, identity: Identity, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises CheckpointError that says in what the checkpoint differs from the run that wants to load it."""

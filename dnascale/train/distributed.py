@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 #: Of every collective: a checkpoint to a slow file system, or one rank's verification of its shards, must fit.
-_TIMEOUT = datetime.timedelta(minutes=60)
+TIMEOUT = datetime.timedelta(minutes=60)
 
 
 def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerator":
@@ -41,7 +41,7 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
         # accelerate's wish for a newer name that older versions of torch do not know.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers` is deprecated")
         accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision="no", kwargs_handlers=[kwargs, InitProcessGroupKwargs(timeout=_TIMEOUT)]
+            cpu=on_cpu, mixed_precision="no", kwargs_handlers=[kwargs, InitProcessGroupKwargs(timeout=TIMEOUT)]
         )
     else:
         import_deepspeed(on_cpu)
@@ -53,7 +53,7 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
             mixed_precision="bf16" if train.precision == "bf16" else "no",
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed),
             gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=TIMEOUT)],
         )
     _require_agreement(accelerator, train.processes)
     return accelerator
@@ -160,7 +160,7 @@ def together(accelerator: "Accelerator", action: Callable[[], T]) -> T:
             raise
         cause = error
         known = isinstance(error, DnascaleError)
-        failure = (type(error).__name__, str(error)) if known else ("DnascaleError", f"{type(error).__name__}: {error}")
+        failure = errors.kind(error), str(error) if known else f"{type(error).__name__}: {error}"
     outcomes = gather_object([failure])
     failed = [(rank, outcome) for rank, outcome in enumerate(outcomes) if outcome is not None]
     if failed:

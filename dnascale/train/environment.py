@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from dnascale.data.transport import without_secrets
@@ -26,9 +27,17 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions,
         "commit": _git_commit(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "devices": devices(),
         "cpu_threads": torch.get_num_threads(),
     }
+
+
+def devices() -> list[str]:
+    """The names of the GPUs; without CUDA what there is, and the host's memory, on which its micro-batches depend."""
+    if count := torch.cuda.device_count():
+        return [torch.cuda.get_device_name(number) for number in range(count)]
+    kind = "MPS" if torch.backends.mps.is_available() else "CPU"
+    return [f"{kind}, {psutil.virtual_memory().total / 1e9:.0f} GB"]
 
 
 def _git_commit() -> str | None:

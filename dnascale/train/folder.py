@@ -68,9 +68,13 @@ def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> Non
     kept = as_recorded(config)
     path = run / "config.yaml"
     try:
-        if path.is_file() and path.read_text() != to_yaml(kept):
-            path.replace(run / f"config-until-step-{step:08d}.yaml")
-        if not path.is_file():
+        before = path.read_text() if path.is_file() else None
+        if before != to_yaml(kept):
+            until = run / f"config-until-step-{step:08d}.yaml"
+            if (
+                before is not None and not until.exists()
+            ):  # there from a start that took no step: the one that did stays
+                write_whole(until, before.encode())
             write_whole(path, to_yaml(kept).encode())
         write_whole(run / "vocabulary.json", (json.dumps(corpus.vocabulary.to_json()) + "\n").encode())
         write_whole(run / "environment.json", (json.dumps(described, indent=1) + "\n").encode())

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from dnascale.train.distributed import TIMEOUT
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -42,7 +44,7 @@ class Interruption:
             import torch.distributed as dist
 
             # On the host, whatever the devices use: the device is not waited for.
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def __enter__(self) -> "Interruption":
         self._before: dict[int, Any] = {}

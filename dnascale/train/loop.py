@@ -86,10 +86,11 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
         while state.step < state.total_steps and stopped_by is None:
             if (stage := stage_at(job.stages, state.position)) is not job.stage:
                 enter(job, stage)
+                job.watchdog.compiles()
                 job.screen.stage(state, stage)
             rate = learning_rate(state.step, state.total_steps, config.optimizer.learning_rate, config.schedule)
             take_step(job, meter, rate, check)
-            check = None
+            check = None if check is None or check.proven else check
             job.watchdog.begun()
             last = state.step == state.total_steps
             stopped_by = None if last else interruption.asked()

@@ -19,6 +19,7 @@ from dnascale.data.stream import Batch
 from dnascale.errors import MemoryShortage, UsageError
 from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.train.batching import divide_batch, to_device
+from dnascale.train.environment import devices
 from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage
 
@@ -104,7 +105,7 @@ def find_micro_batch(
         raise UsageError(
             "train.micro_batch_tokens=auto: no micro-batch divides the global batches of all stages: set it, or change the stages."
         )
-    before = torch.tensor([recorded(Path(config.run.dir), _devices()) or 0], device=device)
+    before = torch.tensor([recorded(Path(config.run.dir), devices()) or 0], device=device)
     agreed = int(accelerator.gather(before).min())
     if agreed in possible:
         say(f"micro-batch of {agreed:,} tokens, as the run began")
@@ -227,7 +228,3 @@ def peak_bytes(device: torch.device) -> int:
 
 def _total(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory
-
-
-def _devices() -> list[str]:
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -139,8 +139,12 @@ class Meter:
             "epoch": state.position / epoch_windows,
             "position": state.position,
             "loss": loss,
-            "masked_loss": masked_loss or 0.0,
-            "nats_per_base": nats_per_base or 0.0,
+            # Of positions shown as [MASK], where there are any.
+            **{
+                key: value
+                for key, value in (("masked_loss", masked_loss), ("nats_per_base", nats_per_base))
+                if value is not None
+            },
             **self._losses(sums),
             "learning_rate": self._steps[-1].learning_rate,
             "gradient_norm": kept[-1] if kept else None,

@@ -37,23 +37,29 @@ class MetricsFile:
         except OSError as error:
             raise explained(error, path) from error
         self._path = path
-        self._unwritten: list[str] = []
+        self._unwritten = b""
 
     def write(self, **values: Any) -> None:
-        self._unwritten.append(json.dumps(values) + "\n")
+        self._unwritten += (json.dumps(values) + "\n").encode()
         try:
-            # One system call a line, so that what was written can be told from what was not.
-            while self._unwritten:
-                os.write(self._file.fileno(), self._unwritten[0].encode())
-                self._unwritten.pop(0)
+            self._flush()
         except OSError as error:
             warnings.warn(f"{explained(error, self._path)} Training goes on; the lines are kept.", stacklevel=1)
 
+    def _flush(self) -> None:
+        # By system calls, which tell how much of a line a full disk has taken: the rest follows upon it.
+        while self._unwritten:
+            self._unwritten = self._unwritten[os.write(self._file.fileno(), self._unwritten) :]
+
     def close(self) -> None:
-        """Raises SpaceError or UsageError when lines are still unwritten."""
-        self._file.close()
-        if self._unwritten:
-            raise UsageError(f"{len(self._unwritten)} lines of {self._path} could not be written: is the disk full?")
+        """Raises SpaceError or UsageError when lines are still unwritten, and cannot be written now."""
+        try:
+            self._flush()
+        except OSError as error:
+            lines = self._unwritten.count(b"\n")
+            raise explained(error, self._path, f"Its last {lines} lines are lost") from error
+        finally:
+            self._file.close()
 
 
 class Wandb:

@@ -144,7 +144,8 @@ class Screen:
         return Panel(Group(self._bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
 
     def step(self, state: TrainState, line: dict[str, Any], valid_loss: float | None) -> None:
-        loss, rate = line["nats_per_base"], f"{line['tokens_per_second']:,.0f} tokens/s"
+        what, loss = ("masked loss", line["nats_per_base"]) if "nats_per_base" in line else ("loss", line["loss"])
+        rate = f"{line['tokens_per_second']:,.0f} tokens/s"
         valid = f"  valid {valid_loss:.4f}" if valid_loss is not None else ""
         if self._bar is not None:
             self._losses = [*self._losses, loss][-_SPARKS:]
@@ -153,7 +154,7 @@ class Screen:
             self._bar.update(self._task, description=where, completed=state.tokens)
             self._live.update(
                 self._panel(
-                    f"masked loss {loss:.4f} nats per base, {LN4 - loss:+.4f} below chance (ln 4){valid}   {_sparks(self._losses)}",
+                    f"{what} {loss:.4f} nats per base, {LN4 - loss:+.4f} below chance (ln 4){valid}   {_sparks(self._losses)}",
                     f"{rate}, {share}   data wait {line['data_wait']:.1%}   {line['memory_gb']:.1f} GB   learning rate "
                     f"{line['learning_rate']:.2e}   epoch {line['epoch']:.2f}",
                 )
@@ -161,7 +162,7 @@ class Screen:
         elif state.step * _LINES // state.total_steps > self._printed or state.step == state.total_steps:
             self._printed = state.step * _LINES // state.total_steps
             self.console.print(
-                f"step {state.step:>6,}/{state.total_steps:,}  masked loss {loss:.4f} (ln 4 = {LN4:.3f})  {rate}{valid}"
+                f"step {state.step:>6,}/{state.total_steps:,}  {what} {loss:.4f} (ln 4 = {LN4:.3f})  {rate}{valid}"
             )
 
     def event(self, event: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from dnascale.files import write_whole
 
 #: In the order in which a step goes through them; the first of them is furthest behind.
 PHASES = ("data.read", "step.forward", "step.update", "evaluation", "checkpoint")
-#: Seconds that the first step, which may compile, evaluations and saves may take at least.
+#: Seconds that a first step, which may compile, evaluations and saves may take at least.
 _LONG = 3600.0
 
 
@@ -54,8 +54,12 @@ class Watchdog:
     def at(self, phase: str, step: int) -> None:
         self._now = (step, phase)
 
+    def compiles(self) -> None:
+        """The next step is the first of its kind, and may compile."""
+        self._first = True
+
     def begun(self) -> None:
-        """The first step is done: from now on a step is as long as any other."""
+        """A step is done: the next is as long as any other."""
         self._first = False
 
     def __enter__(self) -> "Watchdog":

@@ -51,7 +51,9 @@ def test_the_pages_made_from_the_program_are_those_in_the_repository(monkeypatch
 def test_the_list_of_all_pages_has_all_pages() -> None:
     contents = ROOT / "docs" / "contents.md"
     linked = set(re.findall(r"\]\(([a-z-]+/[a-z0-9-]+\.md)\)", contents.read_text()))
-    assert linked == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"contents.md"}
+    assert linked == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {
+        "contents.md"
+    }
 
 
 def test_the_command_line_page_has_every_command(site: Path) -> None:

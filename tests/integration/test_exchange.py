@@ -1,5 +1,6 @@
 """Checkpoints for other programs, and of other programs."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -186,3 +187,27 @@ def test_of_two_checkpoints_of_deepspeed_the_newest_is_taken_or_one_is_to_be_nam
     assert dnascale("ckpt", "import", theirs, tmp_path / "model", "--trust-pickle").code == 0
     found = ModernBertForMaskedLM.from_pretrained(tmp_path / "model").state_dict()
     assert torch.equal(found["head.dense.weight"], hf.state_dict()["head.dense.weight"])
+
+
+def test_of_two_folders_with_a_latest_each_one_is_to_be_named(tmp_path: Path, described: Path) -> None:
+    theirs = shutil.copytree(described, tmp_path / "theirs")
+    for step in (10, 20):
+        folder = theirs / f"checkpoint-{step}" / f"global_step{step}"
+        folder.mkdir(parents=True)
+        torch.save({"module": {}}, folder / "mp_rank_00_model_states.pt")
+        (folder.parent / "latest").write_text(folder.name)
+    outcome = dnascale("ckpt", "import", theirs, tmp_path / "model", "--trust-pickle")
+    assert outcome.code == 2
+    assert "has 2 DeepSpeed checkpoints and several files `latest`: name one, e.g." in outcome.error
+
+
+def test_weights_in_fp32_stay_so_where_the_configuration_says_bf16(tmp_path: Path, described: Path) -> None:
+    theirs = shutil.copytree(described, tmp_path / "theirs")
+    said = json.loads((theirs / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (theirs / "config.json").write_text(json.dumps(said))
+    hf = ModernBertForMaskedLM(ModernBertConfig(**their_deepspeed.CONFIG))
+    torch.save(hf.state_dict(), theirs / "pytorch_model.bin")
+    assert dnascale("ckpt", "import", theirs, tmp_path / "model", "--trust-pickle").code == 0
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    assert found["head.dense.weight"].dtype == np.float32
+    assert np.array_equal(found["head.dense.weight"], hf.state_dict()["head.dense.weight"].numpy())

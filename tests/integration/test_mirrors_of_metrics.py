@@ -32,6 +32,19 @@ def test_tensorboard_shows_the_lines_of_metrics_also_over_a_restart(human_cds: D
         assert found == pytest.approx({step: line[name] for step, line in lines.items()}, rel=1e-5)
 
 
+def test_where_no_base_is_shown_as_masked_there_is_no_masked_loss(human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = train_words(
+        run, human_cds, "train.steps=2", "log.every=1", "masking.replace_with_mask=0", "masking.replace_with_random=1"
+    )
+    outcome = dnascale(*words)
+    assert outcome.code == 0, outcome.output
+    for line in metrics(run):
+        assert line["loss"] > 1
+        assert not {"nats_per_base", "masked_loss"} & set(line)
+    assert "masked loss" not in outcome.output
+
+
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(human_cds: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = train_words(run, human_cds, "train.steps=2", "log.tensorboard=true", "log.wandb=offline")

@@ -134,6 +134,7 @@ def test_a_bad_value_is_refused_with_its_key(override: str) -> None:
         (["model.heads=3"], r"model\.hidden_size=128 must be an even multiple of model\.heads=3"),
         (["model.hidden_size=6", "model.heads=2"], "an even multiple"),
         (["masking.replace_with_random=0.5"], r"masking\.replace_with_mask \+ masking\.replace_with_random"),
+        (["model.local_attention=1"], r"model\.local_attention.*greater than or equal to 2"),
         (["schedule.warmup=0.6", "schedule.decay=0.5"], r"schedule\.warmup \+ schedule\.decay must not exceed 1"),
         (["data.path=null"], r"say what to train on: data\.path .*, or data\.sources, and not both"),
         (["data.sources.a.path=x"], "not both"),

@@ -140,6 +140,17 @@ def test_a_value_that_the_run_decides_is_refused(tmp_path: Path) -> None:
         filled(str(own))
 
 
+def test_what_nobody_fills_in_is_named(tmp_path: Path) -> None:
+    values = json.loads((FOLDER / "zero3.json").read_text())
+    values["zero_optimization"] |= {"reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(values))
+    with pytest.raises(
+        UsageError, match=r"zero_optimization\.reduce_bucket_size, zero_optimization\.stage3_prefetch_bucket_size\."
+    ):
+        filled(str(own))
+
+
 def test_state_on_nvme_is_for_adamw_alone() -> None:
     config = load_config("nano", ["data.path=x", "train.steps=1", "train.engine=zero3_nvme", "optimizer.name=muon"])
     with pytest.raises(UsageError, match=r"use optimizer\.name=adamw, or offload to memory"):

@@ -1,5 +1,7 @@
 """What becomes of an error that nobody foresaw: its exit code, and one sentence."""
 
+from pathlib import Path
+
 import pytest
 
 from dnascale.cli import app
@@ -33,3 +35,17 @@ def test_any_other_error_among_several_processes_stays_what_it_is(
 ) -> None:
     assert ends(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), monkeypatch, "2") == 1
     assert "This is a bug in dnascale" in capsys.readouterr().err
+
+
+def test_an_error_of_another_process_is_raised_as_the_nearest_kind_that_users_know() -> None:
+    from dnascale import errors
+    from dnascale.train.checkpoint import Damaged
+
+    damaged = Damaged(Path("step-00000001"), "damaged")
+    for error, known in (
+        (damaged, "CheckpointError"),
+        (errors.SpaceError("full"), "SpaceError"),
+        (ValueError("?"), "DnascaleError"),
+    ):
+        assert errors.kind(error) == known
+        assert issubclass(getattr(errors, known), errors.DnascaleError)

@@ -67,6 +67,11 @@ def test_more_processes_than_gpus_are_refused() -> None:
         planned(machine(H100, H100), processes=4)
 
 
+def test_cuda_where_there_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"train\.device=cuda, but torch sees no GPU here"):
+        planned(machine(), "base", "train.device=cuda")
+
+
 def test_a_mac_is_one_process_without_deepspeed() -> None:
     chosen = planned(
         machine(Device("mps", "Apple GPU", 12 * GB), system="Darwin", memory=16 * GB, deepspeed=False), "book"

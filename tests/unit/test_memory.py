@@ -1,8 +1,10 @@
 """What fits, by arithmetic; and what is kept of it between steps."""
 
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from dnascale.config import Config, parse
 from dnascale.data.masking import Masking
 from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.model.modernbert import MaskedLanguageModel, build
-from dnascale.train.memory import candidates, is_out_of_memory
+from dnascale.train.environment import devices
+from dnascale.train.memory import candidates, is_out_of_memory, recorded
 from dnascale.train.schedules import stages
 from dnascale.vocab import CHARACTER
 
@@ -23,6 +26,14 @@ def config(stages: list[dict[str, int]] | None = None, **model: int) -> Config:
         "train": {"steps": 10, "global_batch_tokens": 24 * model.get("context", 64), "micro_batch_tokens": "auto"},
     }  # fmt: skip
     return parse(values, "test")
+
+
+def test_the_micro_batch_of_a_run_is_kept_on_the_same_hardware_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train: {micro_batch_tokens: 4096}")
+    (tmp_path / "environment.json").write_text(json.dumps({"devices": devices()}))
+    assert recorded(tmp_path, devices()) == 4096
+    for other in ([], ["MPS, 17 GB"], ["NVIDIA H100"]):
+        assert recorded(tmp_path, other) is None
 
 
 def test_candidates_are_what_divides_the_batch_of_every_process_and_stage() -> None:

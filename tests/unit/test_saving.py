@@ -1,5 +1,6 @@
 """What a checkpoint holds, what is refused of it, and what a failed save leaves: in one process, with a few small tensors."""
 
+import errno
 import hashlib
 import json
 import os
@@ -380,3 +381,31 @@ def test_a_pin_is_put_on_and_taken_off(saved: Path) -> None:
     assert not is_pinned(saved)
     with pytest.raises(CheckpointError, match=r"step-00000007 is not there\.$"):
         pin(saved.parent / "step-00000007", on=True)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over_and_not_renamed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector in a file of the newest: the one before is used, and the folder stays, for the disk may be mended."""
+    newer = save(saved.parent, engine(piece=8), replace(STATE, step=5), IDENTITY)
+    opened = Path.open
+
+    def broken(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.parent == newer and path.suffix == ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", broken)
+    found, rejected = newest_valid(saved.parent)
+    assert found is not None
+    assert found.folder == saved
+    assert [str(error).split(": ")[1] for error in rejected] == ["Input/output error."]
+    set_aside(rejected)
+    assert newer.is_dir()
+
+
+def test_a_manifest_that_cannot_be_read_is_no_end_of_a_run(saved: Path) -> None:
+    (saved / "MANIFEST.json").unlink()
+    (saved / "MANIFEST.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"MANIFEST\.json cannot be read: Is a directory"):
+        Checkpoint(saved)

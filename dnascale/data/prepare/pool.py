@@ -18,7 +18,7 @@ from dnascale import errors
 from dnascale.data.prepare.plan import Work
 from dnascale.data.prepare.tasks import Progress, Task, peak_bytes
 from dnascale.data.sources.given import inherited
-from dnascale.errors import DataError, DnascaleError, PeerError
+from dnascale.errors import DataError, PeerError
 
 
 class Pool:
@@ -87,7 +87,7 @@ class Pool:
         elif message["error"] == "DataError":
             self.failures[task] = message["text"]
         else:
-            raise getattr(errors, message["error"], DnascaleError)(message["text"])
+            raise getattr(errors, message["error"])(message["text"])
 
 
 class _Worker:

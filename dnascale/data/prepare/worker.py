@@ -11,7 +11,7 @@ from typing import Any
 
 from dnascale.data.prepare.plan import Work
 from dnascale.data.prepare.tasks import Task, peak_bytes
-from dnascale.errors import DnascaleError
+from dnascale.errors import DnascaleError, kind
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def _answer(work: Work, task: Task, answers: Any) -> dict[str, Any]:
     try:
         task.perform(work, advance)
     except DnascaleError as error:
-        return {"error": type(error).__name__, "text": str(error)}
+        return {"error": kind(error), "text": str(error)}
     except OSError as error:
         return {"error": "OSError", "errno": error.errno, "text": error.strerror or str(error)}
     except Exception as error:

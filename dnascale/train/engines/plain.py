@@ -55,10 +55,13 @@ class PlainEngine(Engine):
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # The fused optimizer reads this on the device, and leaves weights and moments alone where it is 1.
         left_out = guard.judge(norm)
-        self.optimizer.found_inf = left_out.float()
-        self.optimizer.step()
+        if norm.device.type != "mps":
+            # The fused optimizer reads this on the device, and leaves weights and moments alone where it is 1.
+            self.optimizer.found_inf = left_out.float()
+            self.optimizer.step()
+        elif not left_out:  # before torch 2.13 AdamW does not read it there
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, left_out
 

@@ -7,7 +7,7 @@ from dnascale.train.engines.engine import Engine
 
 
 class GradientReductionCheck:
-    """Proves once, in the first step, that gradients are averaged over the ranks.
+    """Proves once, in the first step whose gradient is finite, that gradients are averaged over the ranks.
 
     A hook keeps this rank's own gradient of one small parameter; its mean over the ranks must be what the engine is
     about to step with. A launcher or wrapper that does not reduce passes every other test of a running job.
@@ -18,6 +18,7 @@ class GradientReductionCheck:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.own: torch.Tensor | None = None
+        self.proven = False
         self._hook = engine.parameters[self.PARAMETER].register_hook(self._add)
 
     def _add(self, gradient: torch.Tensor) -> None:
@@ -26,9 +27,13 @@ class GradientReductionCheck:
 
     def finish(self) -> None:
         """Between the last backward and the step. Raises NumericsError on every rank if the check fails."""
-        self._hook.remove()
         assert self.own is not None
         mean = self.engine.accelerator.reduce(self.own, reduction="mean")
+        self.own = None
+        if not bool(mean.isfinite().all()):  # the step is left out
+            return
+        self.proven = True
+        self._hook.remove()
         held = self.engine.full_gradient(self.PARAMETER).float()
         error = float((held - mean).norm() / mean.norm().clamp_min(1e-30))
         # bf16 gradients carry 8 bits, and are summed in another order.

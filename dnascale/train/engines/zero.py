@@ -87,9 +87,11 @@ class DeepSpeedEngine(Engine):
     def step(self, learning_rate: float, guard: Guard) -> tuple[torch.Tensor, torch.Tensor]:
         self.zero.set_lr(learning_rate)
         self.model.step()
-        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32)
-        # DeepSpeed leaves out a step whose gradient is not finite, and gives -1 for its norm.
-        norm = norm if self.model.was_step_applied() and norm >= 0 else torch.full_like(norm, math.inf)
+        # A number on the host, inf or -1 by version, where DeepSpeed left the step out because its gradient is not finite.
+        given = self.model.get_global_grad_norm()
+        norm = torch.as_tensor(given, dtype=torch.float32, device=self.accelerator.device)
+        applied = norm >= 0 if self.model.was_step_applied() else torch.zeros_like(norm, dtype=torch.bool)
+        norm = torch.where(applied, norm, math.inf)
         return norm, norm.isfinite().logical_not()
 
     def full_gradient(self, name: str) -> torch.Tensor:
