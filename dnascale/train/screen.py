@@ -60,60 +60,23 @@ class Screen:
         flops_per_token: float,
     ) -> None:
         """First line: device, dtype, attention, engine. Then every derived number."""
-        device = engine.accelerator.device
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        if device.type == "cpu":
-            where += f" ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''})"
-        dtype = {"fp32": "fp32", "bf16": "bf16 autocast"}[config.train.precision]
-        if engine.name.startswith("zero") and config.train.precision == "bf16":
-            dtype = "bf16 weights, fp32 masters"
-        records = "records kept apart" if config.data.separate_records else "records mixed"
-        how = {"layers": " · compiled by layers", "whole": " · compiled as a whole", None: ""}
-        again = " · layers recomputed" if config.train.recompute else ""
-        world = engine.accelerator.num_processes
-        processes = f"{world} process{'es' if world > 1 else ''}"
-        self.console.print(
-            f"{where} · {dtype} · attention: {engine.module.attention} ({records}){how[engine.compiled]}{again} · {engine.name} · "
-            f"{processes}",
-            style="bold",
-        )
-        context = config.model.context
-        shares = np.array(corpus.weights) / sum(corpus.weights)
-        data = "".join(
-            f"data     {f'{name}: ' if len(shares) > 1 else ''}{dataset.location}: {dataset.split('train').records:,} records, "
-            f"{dataset.split('train').bases:,} bases, {grid.count:,} windows an epoch"
-            + (f", {share:.2%} of the windows" if len(shares) > 1 else "")
-            + "\n"
-            for (name, dataset), grid, share in zip(corpus.sources.items(), order.grids, shares, strict=True)
-        )
-        lanes = f", {config.data.lanes} lanes of {config.data.lane_windows:,} windows" if config.data.lanes else ""
+        self.console.print(_how(config, engine), style="bold")
         parameters = sum(p.numel() for p in engine.module.hf.parameters()) if engine.name != "zero3" else sum(
             torch.Size(shape).numel() for shape in engine.shapes.values()
         )  # fmt: skip
-        predicted = "bases" if corpus.vocabulary.one_base_a_token else f"tokens ({corpus.vocabulary.name})"
-        steps = ""
-        for number, stage in enumerate(of_run, start=1):
-            batching = divide_batch(config, stage, world)
-            masked = replace(engine.module.masking, rate=stage.masking_rate).count(stage.context)
-            length = f"{stage.steps:,} steps of " if stage.steps is not None else ""
-            steps += (
-                f"{f'stage {number}' if len(of_run) > 1 else 'step':<9}{length}{stage.global_batch_tokens:,} tokens = {world} x "
-                f"{batching.accumulation} x {batching.micro_windows} windows (processes x accumulation x micro-batch); {masked} of "
-                f"{stage.context} {predicted} predicted\n"
-            )
         self._tokens = tokens_of(of_run, state.total_steps)
+        epochs = self._tokens / (order.epoch_windows * config.model.context)
+        lanes = f", {config.data.lanes} lanes of {config.data.lane_windows:,} windows" if config.data.lanes else ""
         # Of all devices together, as MFU is counted.
         peak = f"{speed.peak / 1e12:,.0f} TFLOP/s by the maker's sheet, " if speed.peak is not None else ""
         self.console.print(
             f"model    {parameters:,} parameters: {config.model.layers} layers of {config.model.hidden_size}, "
-            f"context {context}\n"
-            f"{data}"
-            f"{steps}"
+            f"context {config.model.context}\n"
+            f"{_data(corpus, order)}"
+            f"{_steps(config, engine, of_run, corpus)}"
             f"speed    {flops_per_token / 1e6:,.1f} MFLOP a token; {peak}{speed.matmul / 1e12:,.3g} TFLOP/s in a matrix product of this "
             f"machine ({config.train.precision}, measured)\n"
-            f"run      {state.total_steps:,} steps = {self._tokens:,} tokens = "
-            f"{self._tokens / (order.epoch_windows * context):.2f} epochs{lanes} "
-            f"-> {config.run.dir}"
+            f"run      {state.total_steps:,} steps = {self._tokens:,} tokens = {epochs:.2f} epochs{lanes} -> {config.run.dir}"
         )
         if (plugin := engine.accelerator.deepspeed_plugin) is not None:
             self.console.print(f"deepspeed {_filled(plugin.deepspeed_config)}")
@@ -237,3 +200,47 @@ def _filled(deepspeed: dict[str, Any]) -> str:
         filled += [f"{what}={offload['device']}"] if "device" in offload else []
         filled += [f"{what}.nvme_path={offload['nvme_path']}"] if "nvme_path" in offload else []
     return " · ".join(filled)
+
+
+def _how(config: "Config", engine: "Engine") -> str:
+    """Device, dtype, attention, compilation, engine, processes."""
+    device, threads = engine.accelerator.device, torch.get_num_threads()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        where += f" ({threads} thread{'s' if threads > 1 else ''})"
+    dtype = {"fp32": "fp32", "bf16": "bf16 autocast"}[config.train.precision]
+    if engine.name.startswith("zero") and config.train.precision == "bf16":
+        dtype = "bf16 weights, fp32 masters"
+    records = "records kept apart" if config.data.separate_records else "records mixed"
+    how = {"layers": " · compiled by layers", "whole": " · compiled as a whole", None: ""}[engine.compiled]
+    again = " · layers recomputed" if config.train.recompute else ""
+    world = engine.accelerator.num_processes
+    processes = f"{world} process{'es' if world > 1 else ''}"
+    return f"{where} · {dtype} · attention: {engine.module.attention} ({records}){how}{again} · {engine.name} · {processes}"
+
+
+def _data(corpus: "Corpus", order: "Order") -> str:
+    """A line for each source."""
+    lines = ""
+    shares = np.array(corpus.weights) / sum(corpus.weights)
+    for (name, dataset), grid, share in zip(corpus.sources.items(), order.grids, shares, strict=True):
+        named, of_all = (f"{name}: ", f", {share:.2%} of the windows") if len(shares) > 1 else ("", "")
+        train = dataset.split("train")
+        lines += f"data     {named}{dataset.location}: {train.records:,} records, {train.bases:,} bases, {grid.count:,} windows an epoch{of_all}\n"
+    return lines
+
+
+def _steps(config: "Config", engine: "Engine", of_run: "Sequence[Stage]", corpus: "Corpus") -> str:
+    """A line for each stage: how its global batch is divided."""
+    lines, world = "", engine.accelerator.num_processes
+    predicted = "bases" if corpus.vocabulary.one_base_a_token else f"tokens ({corpus.vocabulary.name})"
+    for number, stage in enumerate(of_run, start=1):
+        batching = divide_batch(config, stage, world)
+        masked = replace(engine.module.masking, rate=stage.masking_rate).count(stage.context)
+        named = f"stage {number}" if len(of_run) > 1 else "step"
+        length = f"{stage.steps:,} steps of " if stage.steps is not None else ""
+        lines += (
+            f"{named:<9}{length}{stage.global_batch_tokens:,} tokens = {world} x {batching.accumulation} x {batching.micro_windows} windows "
+            f"(processes x accumulation x micro-batch); {masked} of {stage.context} {predicted} predicted\n"
+        )
+    return lines
