@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     panel = figure.subplots()
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -36,14 +36,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.plot(minutes, [row["valid_nats_per_base"] for row in of_run], marker="o", markersize=3, label=name)
     for name, nats in RIVALS.items():
         panel.axhline(nats, color="#888888", linewidth=0.8, linestyle="--")
-        panel.text(1, nats, f"{name} {nats:.4f}", fontsize=8, color="#555555", ha="right", va="bottom",
+        panel.text(0.3, nats, f"{name} {nats:.4f}", fontsize=8, color="#555555", ha="left", va="bottom",
                    transform=panel.get_yaxis_transform())  # fmt: skip
     panel.set_xscale("log")
     panel.set_xticks(minutes := [0.5, 1, 2, 5, 10, 20, 50, 100], [f"{one:g}" for one in minutes])
     panel.set_xlabel("minutes of training")
     panel.set_ylabel("held-out nats per base")
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
