@@ -42,6 +42,7 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
     `model`: a folder with the config.json and the tokenizer, where `source` has none. Raises UsageError when there is
     nothing to import or its pickles are not trusted, CheckpointError when the weights are not those of that model.
     """
+    import torch
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
     from transformers.initialization import no_init_weights
     from transformers.utils import logging

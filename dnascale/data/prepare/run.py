@@ -99,7 +99,7 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
                 if sentence:
                     progress.note(sentence)
             return _carry_out(work, out, crew, progress)
-    except (DataError, UsageError, KeyboardInterrupt):
+    except (DataError, UsageError):
         if work.has_results():
             progress.note(
                 f"what was read is kept in {work.folder}: prepare goes on from there; remove it to begin anew"
