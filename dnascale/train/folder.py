@@ -70,10 +70,9 @@ def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> Non
     try:
         before = path.read_text() if path.is_file() else None
         if before != to_yaml(kept):
+            # There already from a start that took no step: the one that did stays.
             until = run / f"config-until-step-{step:08d}.yaml"
-            if (
-                before is not None and not until.exists()
-            ):  # there from a start that took no step: the one that did stays
+            if before is not None and not until.exists():
                 write_whole(until, before.encode())
             write_whole(path, to_yaml(kept).encode())
         write_whole(run / "vocabulary.json", (json.dumps(corpus.vocabulary.to_json()) + "\n").encode())

@@ -276,12 +276,10 @@ def _difference(found: dict[str, Any], body: dict[str, Any]) -> str:
     locations = [[input["location"] for input in one["inputs"]] for one in (found, body)]
     if locations[0] != locations[1]:
         return "other inputs"
-    if found["stamps"] != body["stamps"]:
-        changed = [i for i, pair in enumerate(zip(found["stamps"], body["stamps"], strict=True)) if pair[0] != pair[1]]
-        return f"another version of {body['inputs'][changed[0]]['name']}"
-    versions = zip(*([input["version"] for input in one["inputs"]] for one in (found, body)), strict=True)
-    if changed := [number for number, (old, new) in enumerate(versions) if old != new]:
-        return f"another version of {body['inputs'][changed[0]]['name']}"
+    old, new = (zip(one["stamps"], one["inputs"], strict=True) for one in (found, body))
+    for (stamp_before, before), (stamp_now, now) in zip(old, new, strict=True):
+        if (stamp_before, before["version"]) != (stamp_now, now["version"]):
+            return f"another version of {now['name']}"
     if found["vocabulary"] != body["vocabulary"]:
         return "another tokenizer"
     if found["beside"] != body["beside"]:

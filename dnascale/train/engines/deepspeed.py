@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +62,20 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
     for what in ("offload_optimizer", "offload_param"):
         if (offload := values["zero_optimization"].get(what, {})).get("nvme_path") == "auto":
             offload["nvme_path"] = str(_scratch(config.run.dir))
-    if left := _autos(values):
+    if left := list(_autos(values)):
         raise UsageError(
             f'{path} says "auto" where the run has nothing to fill in: {", ".join(left)}. Leave them out, or write numbers.'
         )
     return values
 
 
-def _autos(values: dict[str, Any], before: str = "") -> list[str]:
+def _autos(values: dict[str, Any], before: str = "") -> Iterator[str]:
     """The keys, with those that they are under, whose value is "auto"."""
-    return [
-        key
-        for name, value in values.items()
-        for key in (
-            _autos(value, f"{before}{name}.")
-            if isinstance(value, dict)
-            else [f"{before}{name}"]
-            if value == "auto"
-            else []
-        )
-    ]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _autos(value, f"{before}{key}.")
+        elif value == "auto":
+            yield before + key
 
 
 def batch_sizes(micro_windows: int, accumulation: int, world: int) -> dict[str, int]:
