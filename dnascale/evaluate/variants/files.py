@@ -69,14 +69,19 @@ def score_file(
         tables.scored_table(table, alleles)  # refuses columns of these names before anything is computed
     if reference is None and not own and alleles:
         raise UsageError("variants by position need the sequence around them: --reference genome.fa")
-    sequences = given_sequences(own) if own or reference is None else reference_of(reference)
+    sources = [] if own or reference is None else find([reference])
+    sequences = reference_of(sources) if sources else given_sequences(own)
     loaded = load_model(model, **settings)
     options = replace(options, both_strands=loaded.asks_both(options.both_strands))
     order = compare(
         alleles, sequences, reference or str(variants), options, loaded.context, ignore_chr, allow_mismatches
     )
-    inputs = [Input.of(variants), *(find([reference]) if reference and not own else [])]
-    parts = open_parts(out, loaded, inputs, options_as_json(options) | {"ignore_chr": ignore_chr, "columns": columns})
+    parts = open_parts(
+        out,
+        loaded,
+        [Input.of(variants), *sources],
+        options_as_json(options) | {"ignore_chr": ignore_chr, "columns": columns},
+    )
     score(loaded, alleles, sequences, order, options, parts, ignore_chr, batch_tokens, progress)
     if rank_and_world()[0]:
         return None

@@ -4,7 +4,7 @@ The reference is read twice, contig by contig: once to compare every allele with
 genome, and once to cut out windows. No index is needed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dnascale.data.sources.formats import read
-from dnascale.data.sources.locate import find
+from dnascale.data.sources.locate import Input
 from dnascale.data.sources.record import Record
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.language_model import LanguageModel
@@ -49,11 +49,11 @@ class Part:
     numbers: list[int] = field(default_factory=list)
 
 
-def reference_of(location: str) -> Sequences:
-    """The sequences of a FASTA file (or any format that `prepare` reads), strictly checked."""
+def reference_of(sources: Sequence[Input]) -> Sequences:
+    """The sequences of FASTA files (or any format that `prepare` reads), strictly checked."""
 
     def contigs() -> Iterator[tuple[str, Contig]]:
-        for source in find([location]):
+        for source in sources:
             for record in read(source):
                 yield record.name, _contig(record)
 

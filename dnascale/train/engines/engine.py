@@ -65,7 +65,7 @@ class Engine(ABC):
         """Clips, updates the weights, clears the gradients.
 
         Returns the global gradient norm before clipping, fp32 [], and whether the guard left the step out, bool []: weights and
-        moments are as they were then. Does not wait for the device to find out.
+        moments are as they were then. Does not wait for the device to find out, but on MPS.
         """
 
     @abstractmethod
