@@ -68,6 +68,11 @@ def kind(error: Exception) -> str:
     return next((one.__name__ for one in type(error).__mro__ if globals().get(one.__name__) is one), "DnascaleError")
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, as far as it fits into a sentence: its first line, of 200 characters at most."""
+    return str(error).partition("\n")[0][:200]
+
+
 def printable(text: str) -> str:
     """The same text, in which what moves a terminal's cursor, or is not UTF-8, is escaped."""
     return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

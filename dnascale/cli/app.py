@@ -12,7 +12,7 @@ import typer
 from dnascale import __version__
 from dnascale.cli import bench, checkpoints, data, embed, launch, plan, prepare, probe, report, score, tokenizer, train
 from dnascale.cli.shared import ReaderGone
-from dnascale.errors import DnascaleError, PeerError, UsageError, printable
+from dnascale.errors import DnascaleError, PeerError, UsageError, first_line, printable
 
 app = typer.Typer(
     name="dnascale",
@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> None:
         elif _is_lost_peer(error):
             sentence = "another process of this run is gone, or its machine or network: its own message says why"
             code = _report(
-                f"{sentence} ({_first_line(error)}). Started again, the run goes on from its last checkpoint.",
+                f"{sentence} ({first_line(error)}). Started again, the run goes on from its last checkpoint.",
                 PeerError.exit_code,
                 debug,
             )
@@ -110,10 +110,6 @@ def _is_lost_peer(error: Exception) -> bool:
         or "gloo/transport" in str(error)
         or "Connection closed by peer" in str(error)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def _flush() -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dnascale.errors import PeerError, UsageError
+from dnascale.errors import PeerError, UsageError, first_line
 from dnascale.launch.plan import Nodes
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Watch:
             except (DistNetworkError, DistStoreError) as error:
                 if nodes.rank == 0:
                     raise UsageError(
-                        f"port {nodes.port} on {nodes.first} cannot be used ({_first_line(error)}): name another with --master "
+                        f"port {nodes.port} on {nodes.first} cannot be used ({first_line(error)}): name another with --master "
                         f"{nodes.first}:PORT on every node."
                     ) from None
                 if time.monotonic() > deadline:
@@ -152,7 +152,3 @@ class Watch:
     @staticmethod
     def _key(rank: int) -> str:
         return f"dnascale/alive/{rank}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]

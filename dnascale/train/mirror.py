@@ -17,7 +17,7 @@ from typing import Any
 
 from dnascale.data.remote import is_remote
 from dnascale.data.transport import without_secrets
-from dnascale.errors import CheckpointError, UsageError
+from dnascale.errors import CheckpointError, UsageError, first_line
 from dnascale.files import sync
 from dnascale.train.checkpoint import Checkpoint, committed, step_of
 
@@ -48,7 +48,7 @@ class Mirror:
             try:
                 shutil.copytree(checkpoint, held, copy_function=_link)
             except OSError as error:
-                self._warn(f"{checkpoint.name} is not sent to {self._shown}: {_first_line(error)}; training goes on.")
+                self._warn(f"{checkpoint.name} is not sent to {self._shown}: {first_line(error)}; training goes on.")
                 return
             self._waiting = held
             if self._thread is None:
@@ -74,7 +74,7 @@ class Mirror:
                 self._prune(name)
             except Exception as error:  # each store has its own
                 self._warn(
-                    f"{name} is not in {self._shown} ({type(error).__name__}: {_first_line(error)}); training goes on, and the next "
+                    f"{name} is not in {self._shown} ({type(error).__name__}: {first_line(error)}); training goes on, and the next "
                     "checkpoint is sent there again."
                 )
             finally:
@@ -114,7 +114,7 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
     except UsageError:
         raise
     except Exception as error:
-        sentence = f"{shown} does not answer ({type(error).__name__}: {_first_line(error)})"
+        sentence = f"{shown} does not answer ({type(error).__name__}: {first_line(error)})"
         if than is None:
             raise CheckpointError(
                 f"{sentence}, and {folder} has no checkpoint: give the same command again when it does, or leave out checkpoint.mirror to begin anew."
@@ -156,7 +156,7 @@ def _get(files: Any, there: str, final: Path) -> None:
         raise
     except Exception as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise CheckpointError(f"{there} cannot be fetched ({type(error).__name__}: {_first_line(error)}).") from error
+        raise CheckpointError(f"{there} cannot be fetched ({type(error).__name__}: {first_line(error)}).") from error
     sync(work)
     work.rename(final)
     sync(final.parent)
@@ -169,7 +169,7 @@ def _open(location: str) -> tuple[Any, str]:
         files, root = url_to_fs(location, skip_instance_cache=True)
     except (ValueError, ImportError) as error:
         raise UsageError(
-            f"checkpoint.mirror={_shown(location)} is no place that can be written: {_first_line(error)}"
+            f"checkpoint.mirror={_shown(location)} is no place that can be written: {first_line(error)}"
         ) from None
     return files, str(root).rstrip("/")
 
@@ -198,7 +198,3 @@ def _link(source: str, target: str) -> None:
 
 def _shown(location: str) -> str:
     return without_secrets(location) if is_remote(location) else location
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]

@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -161,9 +163,10 @@ class Job:
     """Processes that run `target(*arguments)` as ranks 0 to n - 1."""
 
     def __init__(self, target: Target, arguments: tuple[Any, ...], processes: int, env: dict[str, str]) -> None:
-        import tempfile
-
-        self._log = Path(tempfile.mkstemp(suffix=".log")[1])
+        handle, log = tempfile.mkstemp(suffix=".log")
+        os.close(handle)
+        self._log = Path(log)
+        weakref.finalize(self, self._log.unlink, missing_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
