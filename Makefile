@@ -52,7 +52,7 @@ lowest: $(BIN)/python
 	mkdir -p build
 	$(PIP) install uv
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --extra dev --output-file build/lowest.txt pyproject.toml
-	$(if $(TORCH),sed -i -E 's/^torch==.*/torch==$(TORCH)/; /^(nvidia|cuda|triton)/d' build/lowest.txt)
+	$(if $(TORCH),sed -i.all -E 's/^torch==.*/torch==$(TORCH)/; /^(nvidia|cuda|triton)/d' build/lowest.txt)
 	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip --disable-pip-version-check --quiet install --requirement build/lowest.txt
 	build/lowest/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable .

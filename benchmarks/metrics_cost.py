@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    from dnascale.bench.hardware import wait_for
     from dnascale.config import load_config
+    from dnascale.hardware import wait_for
     from dnascale.train import loop
     from dnascale.train.assemble import assemble
     from dnascale.train.batching import to_device

@@ -116,12 +116,12 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers
 
-    from dnascale.bench.hardware import measured_flops, peak_flops
     from dnascale.config import load_config
     from dnascale.data.masking import Masking
     from dnascale.data.stream import TrainStream
+    from dnascale.device import settle_precision
+    from dnascale.hardware import measured_flops, peak_flops
     from dnascale.model.flops import record_lengths, train_flops_per_token
-    from dnascale.train.precision import settle_precision
     from dnascale.vocab import CHARACTER
 
     cuda = torch.cuda.is_available()

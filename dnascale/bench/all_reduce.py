@@ -58,7 +58,7 @@ def measure(backend: str) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from dnascale.bench.hardware import wait_for
+    from dnascale.hardware import wait_for
 
     world, rank = dist.get_world_size(), dist.get_rank()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dnascale.bench.communication import Cluster, Link, step_seconds
-from dnascale.bench.hardware import Card, card_of
 from dnascale.config import Config, ModelConfig
 from dnascale.errors import UsageError
+from dnascale.hardware import Card, card_of
 from dnascale.model.attention import BLOCKED_FROM
 from dnascale.model.flops import keys_per_token, train_flops_per_token
 from dnascale.model.memory import parameters, state_bytes, token_bytes, token_bytes_on_cpu, tokens_that_fit

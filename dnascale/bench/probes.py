@@ -37,8 +37,8 @@ def probes(config: "Config", processes: int, say: Callable[[str], None]) -> Iter
     """
     import torch
 
-    from dnascale.bench.hardware import measured_bandwidth
-    from dnascale.train.distributed import choose_device
+    from dnascale.device import choose_device
+    from dnascale.hardware import measured_bandwidth
 
     device = torch.device(choose_device(config.train.device))
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -61,7 +61,7 @@ def _over(what: str, unit: str, measure: Callable[[], float]) -> Probe:
 
 
 def _teraflops(device: "torch.device", dtype: "torch.dtype") -> float:
-    from dnascale.bench.hardware import measured_flops
+    from dnascale.hardware import measured_flops
 
     return measured_flops(device, dtype) / 1e12
 

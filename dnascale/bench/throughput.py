@@ -72,7 +72,7 @@ def measure(
     """
     import torch
 
-    from dnascale.bench.hardware import device_name, peak_flops, wait_for
+    from dnascale.hardware import device_name, peak_flops, wait_for
     from dnascale.train.assemble import assemble
     from dnascale.train.environment import environment
     from dnascale.train.folder import as_recorded
@@ -129,7 +129,7 @@ def _slowest(job: "Job", seconds: float) -> float:
 
 def _data_wait(job: "Job", taken: Iterator[None]) -> float:
     """Share of one step that its windows take to be read."""
-    from dnascale.bench.hardware import wait_for
+    from dnascale.hardware import wait_for
 
     begin = time.perf_counter()
     job.stream.next_step()
@@ -209,8 +209,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _child(task: dict[str, Any]) -> None:
     """In the process of a row."""
     from dnascale.config import load_config
+    from dnascale.device import choose_device
     from dnascale.errors import DnascaleError
-    from dnascale.train.distributed import choose_device
     from dnascale.train.memory import explain_shortage, is_out_of_memory
 
     settled = load_config(task["preset"], task["overrides"])

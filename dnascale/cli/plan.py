@@ -11,8 +11,8 @@ from dnascale.cli.shared import Json, new_console, new_table
 
 if TYPE_CHECKING:
     from dnascale.bench.forecast import Forecast
-    from dnascale.bench.hardware import Card
     from dnascale.config import Config
+    from dnascale.hardware import Card
 
 
 def plan(
@@ -111,8 +111,7 @@ def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[
 
 def _for_here(config: "Config") -> "Config":
     """`config` with the precision that a run on this machine takes."""
-    from dnascale.train.distributed import choose_device
-    from dnascale.train.precision import settle_precision
+    from dnascale.device import choose_device, settle_precision
 
     return settle_precision(config, choose_device(config.train.device))
 
@@ -120,9 +119,9 @@ def _for_here(config: "Config") -> "Config":
 def _here(config: "Config", devices: int) -> "Card":
     import torch
 
-    from dnascale.bench.hardware import card_here
+    from dnascale.device import choose_device
     from dnascale.errors import UsageError
-    from dnascale.train.distributed import choose_device
+    from dnascale.hardware import card_here
 
     device = torch.device(choose_device(config.train.device))
     if devices > 1 and device.type != "cuda":
@@ -133,8 +132,8 @@ def _here(config: "Config", devices: int) -> "Card":
 
 
 def _cards(names: list[str] | None, config: "Config", devices: int) -> "list[Card]":
-    from dnascale.bench.hardware import CARDS, card_of
     from dnascale.errors import UsageError
+    from dnascale.hardware import CARDS, card_of
 
     if not names:
         return list(CARDS)

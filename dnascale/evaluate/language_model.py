@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dnascale.device import choose_device
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.model import attention
 from dnascale.model.attention import Attention
 from dnascale.runs import Run
-from dnascale.train.distributed import choose_device
 from dnascale.vocab import CHARACTER, PREDICTED_BASES, Vocabulary
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dnascale.data.sources.locate import Input
+from dnascale.data.sources.input import Input
 from dnascale.errors import DataError
 from dnascale.evaluate.language_model import LanguageModel
 from dnascale.files import explained

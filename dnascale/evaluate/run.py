@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from dnascale.data.corpus import Corpus
 from dnascale.data.read import WindowReader, covering_windows, split_records
+from dnascale.device import choose_device, fastest_precision
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.baselines import Baseline, Rivals
 from dnascale.evaluate.detail import BaseLosses, Detail, take_apart
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
 from dnascale.files import explained, write_whole
 from dnascale.runs import Run
-from dnascale.train.distributed import choose_device
-from dnascale.train.precision import fastest_precision
 
 if TYPE_CHECKING:
     import torch

@@ -84,8 +84,7 @@ class Watch:
             except (DistNetworkError, DistStoreError) as error:
                 if nodes.rank == 0:
                     raise UsageError(
-                        f"port {nodes.port} on {nodes.first} cannot be used ({first_line(error)}): name another with --master "
-                        f"{nodes.first}:PORT on every node."
+                        f"port {nodes.port} on {nodes.first} cannot be used ({first_line(error)}): name another with --port on every node."
                     ) from None
                 if time.monotonic() > deadline:
                     raise PeerError(

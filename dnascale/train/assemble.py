@@ -14,12 +14,13 @@ from dnascale.data.order import Order
 from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Batch, Dealing, TrainStream
+from dnascale.device import choose_device, settle_precision
 from dnascale.errors import CheckpointError, DataError
 from dnascale.model.flops import stage_flops
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
 from dnascale.train.batching import Batching, divide_batch
-from dnascale.train.distributed import choose_device, connect, from_main, together
+from dnascale.train.distributed import connect, from_main, together
 from dnascale.train.engines import Engine, build_engine, compile_mode, deepspeed_config
 from dnascale.train.folder import settle_config
 from dnascale.train.guard import Guard
@@ -29,7 +30,6 @@ from dnascale.train.memory import attempt_step, find_micro_batch, keep_freed_mem
 from dnascale.train.meter import Speed, measure_speed
 from dnascale.train.mirror import Mirror, fetch_newer
 from dnascale.train.optim import build_optimizer
-from dnascale.train.precision import settle_precision
 from dnascale.train.saving import Saving
 from dnascale.train.schedules import Stage, learning_rate, stage_at, stages
 from dnascale.train.screen import Screen

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnascale import errors
 from dnascale.config import TrainConfig
+from dnascale.device import choose_device
 from dnascale.errors import DnascaleError, PeerError, UsageError
 
 if TYPE_CHECKING:
@@ -57,20 +58,6 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
         )
     _require_agreement(accelerator, train.processes)
     return accelerator
-
-
-def choose_device(asked: str) -> str:
-    """cpu, cuda or mps for one of these or auto. Raises UsageError for a device that is not here."""
-    import torch
-
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(device for device, available in here.items() if available)
-    if not here[asked]:
-        raise UsageError(
-            f"device={asked}, but torch sees no such device here; there is: {', '.join(d for d in here if here[d])}."
-        )
-    return asked
 
 
 def import_deepspeed(on_cpu: bool) -> None:

@@ -33,7 +33,7 @@ class Speed:
 
 def measure_speed(accelerator: "Accelerator", precision: str, bases_per_token: float) -> Speed:
     """Measures all devices at the same time, as a step uses them. Takes a fraction of a second. Collective."""
-    from dnascale.bench.hardware import measured_flops, peak_flops
+    from dnascale.hardware import measured_flops, peak_flops
 
     device = accelerator.device
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

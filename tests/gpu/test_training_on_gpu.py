@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from dnascale.bench.hardware import peak_flops
 from dnascale.config import OptimizerConfig, OptimizerName
 from dnascale.data.masking import Masking
 from dnascale.data.stream import TrainStream
+from dnascale.hardware import peak_flops
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.train import memory
 from dnascale.train.optim import build_optimizer

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def lay_out(state: list[Operation], root: Path, before: Path, to: Path) -> None:
                 place.rename(target)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("keep", [1, 2])
 def test_after_a_power_cut_at_any_moment_of_a_save_a_whole_checkpoint_is_found(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int

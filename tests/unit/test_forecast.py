@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from dnascale.bench.forecast import forecast, with_measured
-from dnascale.bench.hardware import CARDS, Card, card_of
 from dnascale.cli import main
 from dnascale.config import Config, load_config
 from dnascale.errors import UsageError
+from dnascale.hardware import CARDS, Card, card_of
 from dnascale.model.memory import parameters
 
 ROWS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dnascale.bench.hardware import peak_flops
+from dnascale.hardware import peak_flops
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def read(location: str, **options: Any) -> tuple[list[Record], ReadReport]:
     report = ReadReport(location)
-    (input,) = [Input(location, location, format=locate.HUB)]
+    (input,) = [Input(location, location, format="hf")]
     return list(sources.read(input, ReadOptions(**options), report)), report
 
 

@@ -14,9 +14,9 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dnascale import device
+from dnascale.device import choose_device
 from dnascale.launch.doctor import compute
-from dnascale.train import precision
-from dnascale.train.distributed import choose_device
 from dnascale.train.engines import compile_mode
 
 #: What Metal cannot hold.
@@ -46,8 +46,8 @@ def test_a_mac_takes_bf16_only_where_it_is_faster(
             return bf16
         return 1.0
 
-    monkeypatch.setattr(precision, "measured_flops", measured)
-    assert precision.fastest_precision("mps") == expected
+    monkeypatch.setattr(device, "measured_flops", measured)
+    assert device.fastest_precision("mps") == expected
 
 
 def test_nothing_is_compiled_on_a_mac_unless_asked_for() -> None:
@@ -94,7 +94,7 @@ def recorded() -> Recorder:
     recorder = Recorder()
     for kind in ("fp32", "bf16"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(precision, "fastest_precision", lambda _device, kind=kind: kind)
+            patch.setattr(device, "fastest_precision", lambda _device, kind=kind: kind)
             step = compute.tiny_step(torch.device("cpu"))
             with sdpa_kernel(SDPBackend.MATH), recorder:
                 step()

@@ -75,5 +75,7 @@ def test_a_port_that_is_taken_is_said(port: int) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", port))
         taken.listen()
-        with pytest.raises(UsageError, match=f"port {port} on 127.0.0.1 cannot be used"):
+        with pytest.raises(
+            UsageError, match=rf"port {port} on 127\.0\.0\.1 cannot be used .*: name another with --port"
+        ):
             watch(0, port).join(1, print)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dnascale.config import load_config
-from dnascale.train.precision import fastest_precision, settle_precision
+from dnascale.device import fastest_precision, settle_precision
 
 
 def test_what_is_asked_for_stays_and_auto_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnascale.train.precision.fastest_precision", lambda device: {"cpu": "fp32"}[device])
+    monkeypatch.setattr("dnascale.device.fastest_precision", lambda device: {"cpu": "fp32"}[device])
     asked = load_config("nano", ["data.path=D", "train.steps=1", "train.precision=bf16"])
     assert settle_precision(asked, "cpu") is asked
     auto = load_config("nano", ["data.path=D", "train.steps=1"])
@@ -26,10 +26,6 @@ def test_gpus_take_bf16_since_ampere(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert fastest_precision("cuda") == expected
-
-
-def test_macs_take_fp32() -> None:
-    assert fastest_precision("mps") == "fp32"
 
 
 def test_this_cpu_is_not_much_slower_with_the_precision_it_takes() -> None:

@@ -2,7 +2,8 @@
 
 from dnascale.data.sources.fasta import read_fasta
 from dnascale.data.sources.formats import read
-from dnascale.data.sources.locate import BUILTIN, Input, find, resolve, resolve_all
+from dnascale.data.sources.input import Input
+from dnascale.data.sources.locate import BUILTIN, find, resolve, resolve_all
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import Problem, ReadOptions, ReadReport
 

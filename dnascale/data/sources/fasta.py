@@ -17,8 +17,8 @@ import numpy as np
 from dnascale.data.sources.alphabet import BASES, INVALID, NOT_A_BASE, PROTEIN, encode, meaning, shown, shown_byte
 from dnascale.data.sources.formats import read
 from dnascale.data.sources.growing import Growing
+from dnascale.data.sources.input import Input
 from dnascale.data.sources.lines import Chunk, chunks
-from dnascale.data.sources.locate import Input
 from dnascale.data.sources.opened import Source
 from dnascale.data.sources.problems import Problems
 from dnascale.data.sources.record import Record

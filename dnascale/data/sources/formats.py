@@ -15,7 +15,7 @@ from dnascale.data.sources.compression import GZIP_MAGIC
 from dnascale.data.sources.delimited import looks_delimited
 from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.hub import hub_records
-from dnascale.data.sources.locate import HUB, Input
+from dnascale.data.sources.input import HUB, Input
 from dnascale.data.sources.opened import BLOCK_BYTES, Source
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import ReadOptions, ReadReport

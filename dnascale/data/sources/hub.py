@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from dnascale.data.sources.alphabet import shown
 from dnascale.data.sources.columns import Rows, is_wanted, records
-from dnascale.data.sources.locate import HUB
+from dnascale.data.sources.input import HUB
 from dnascale.data.sources.problems import Problems
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import ReadOptions, ReadReport

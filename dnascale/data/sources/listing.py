@@ -7,7 +7,7 @@ from typing import Any
 
 from dnascale.data.sources.folders import chosen
 from dnascale.data.sources.given import hidden
-from dnascale.data.sources.locate import Input
+from dnascale.data.sources.input import Input
 from dnascale.data.sources.urls import Location, is_web, located, mark_of
 from dnascale.data.transport import Retry, without_secrets
 from dnascale.errors import DataError

@@ -7,7 +7,6 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -17,33 +16,12 @@ from urllib.request import url2pathname
 from dnascale.data.remote import is_remote
 from dnascale.data.sources.folders import chosen
 from dnascale.data.sources.given import STDIN, keep_descriptor, keep_stdin
+from dnascale.data.sources.input import HUB, Input
 from dnascale.data.transport import without_secrets
 from dnascale.errors import DataError, printable
 
-HUB = "hf"  # the format of data sets of the Hugging Face Hub
 _HUB_FILES = ("hf://datasets/", "hf://buckets/", "hf://spaces/", "hf://models/")
 BUILTIN = {"human-cds": "human-cds.fasta.gz"}  # name after `builtin:` → file in dnascale/resources
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One thing to read: where it is, the name to show for it, and its size in bytes where that is known.
-
-    Neither holds credentials. `format` is set where the place alone decides it (a data set of the Hub is no file that could
-    be looked into). `version` tells a file behind a URL from one that replaces it, as far as the server does, and one
-    stream from the next.
-    """
-
-    location: str
-    name: str
-    bytes: int | None = None
-    format: str | None = None
-    version: str | None = None
-
-    @classmethod
-    def of(cls, path: Path) -> Input:
-        """The input that is the file `path`."""
-        return cls(str(path), str(path))
 
 
 def find(sources: Sequence[str], left_out: list[str] | None = None) -> list[Input]:

@@ -14,7 +14,7 @@ from dnascale.data.remote import is_remote
 from dnascale.data.sources.compression import Stored, blocks
 from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.given import STDIN, Stdin, revealed
-from dnascale.data.sources.locate import Input
+from dnascale.data.sources.input import Input
 from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError
 

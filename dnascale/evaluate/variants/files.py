@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from dnascale.data.shards import load_dataset
-from dnascale.data.sources.locate import Input, find
+from dnascale.data.sources.input import Input
+from dnascale.data.sources.locate import find
 from dnascale.errors import UsageError
 from dnascale.evaluate.language_model import load_model
 from dnascale.evaluate.parts import open_parts, remove_parts

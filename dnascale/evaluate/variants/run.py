@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dnascale.data.sources.formats import read
-from dnascale.data.sources.locate import Input
+from dnascale.data.sources.input import Input
 from dnascale.data.sources.record import Record
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.language_model import LanguageModel

@@ -12,7 +12,8 @@ import numpy as np
 from dnascale.data.read import split_records
 from dnascale.data.shards import Dataset
 from dnascale.data.sources.formats import read
-from dnascale.data.sources.locate import Input, find
+from dnascale.data.sources.input import Input
+from dnascale.data.sources.locate import find
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.baselines import ContextModel
 from dnascale.evaluate.consequence import CONSEQUENCES, codon_numbers, consequence, require_cds

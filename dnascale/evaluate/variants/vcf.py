@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from dnascale import __version__
-from dnascale.data.sources.locate import Input
+from dnascale.data.sources.input import Input
 from dnascale.data.sources.opened import Source
 from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError, UsageError

@@ -10,7 +10,7 @@ def communication(asked: str, processes: int | None) -> list[Finding]:
     """Starts one process a GPU, or two on the CPU, and times all-reduces between them."""
     import torch
 
-    from dnascale.train.distributed import choose_device
+    from dnascale.device import choose_device
 
     device = choose_device(asked)
     if device == "mps":

@@ -18,7 +18,7 @@ _TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}
 def _device(asked: str) -> "torch.device":
     import torch
 
-    from dnascale.train.distributed import choose_device
+    from dnascale.device import choose_device
 
     return torch.device(choose_device(asked))
 
@@ -44,7 +44,7 @@ def devices(asked: str) -> list[Finding]:
 def _gpu(index: int) -> list[Finding]:
     import torch
 
-    from dnascale.bench.hardware import peak_flops
+    from dnascale.hardware import peak_flops
 
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
@@ -70,8 +70,8 @@ def precision(asked: str) -> list[Finding]:
     """Matrix products in fp32 and bf16, measured, and what train.precision=auto takes."""
     import torch
 
-    from dnascale.bench.hardware import measured_flops
-    from dnascale.train.precision import fastest_precision
+    from dnascale.device import fastest_precision
+    from dnascale.hardware import measured_flops
 
     device = _device(asked)
     size = 4096 if device.type == "cuda" else 1024 if device.type == "mps" else 512
@@ -93,8 +93,8 @@ def attention(asked: str) -> list[Finding]:
     """Each kernel that this device may use, forward and backward, against dense attention in fp32 on the CPU."""
     import torch
 
+    from dnascale.device import fastest_precision
     from dnascale.model.attention import Attention
-    from dnascale.train.precision import fastest_precision
 
     device = _device(asked)
     dtype = torch.bfloat16 if fastest_precision(device.type) == "bf16" else torch.float32
@@ -173,9 +173,9 @@ def tiny_step(device: "torch.device") -> Callable[[], float]:
 
     from dnascale.config import MaskingConfig, ModelConfig, OptimizerConfig
     from dnascale.data.masking import Masking
+    from dnascale.device import fastest_precision
     from dnascale.model.modernbert import MaskedLanguageModel, build
     from dnascale.train.optim import build_optimizer
-    from dnascale.train.precision import fastest_precision
     from dnascale.vocab import CHARACTER
 
     model = ModelConfig(

@@ -1,9 +1,22 @@
-"""Which precision a device computes fastest in."""
+"""Which device is here, and which precision it computes fastest in."""
 
 import torch
 
-from dnascale.bench.hardware import measured_flops
 from dnascale.config import Config
+from dnascale.errors import UsageError
+from dnascale.hardware import measured_flops
+
+
+def choose_device(asked: str) -> str:
+    """cpu, cuda or mps for one of these or auto. Raises UsageError for a device that is not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(device for device, available in here.items() if available)
+    if not here[asked]:
+        raise UsageError(
+            f"device={asked}, but torch sees no such device here; there is: {', '.join(d for d in here if here[d])}."
+        )
+    return asked
 
 
 def fastest_precision(device: str) -> str:
