@@ -1,5 +1,6 @@
 # make demo   everything on real data, from nothing to a trained, evaluated, exported model (about five minutes with the installation)
 # make test   the test suite
+# make pages  the commands of the README and of the tutorials, and every example, run on small data
 # make slow   what make test leaves out: tests of half a minute and more
 # make coverage  the test suite, and which lines of dnascale it runs, in all processes that it starts
 # make lowest  the test suite with the oldest packages that pyproject.toml allows, in build/lowest; TORCH=2.13.0 takes that torch all the same
@@ -14,7 +15,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-.PHONY: help demo test coverage lowest slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
+.PHONY: help demo test coverage lowest pages slow faults mutants cluster cluster-packages test-packages docs lock gpu check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -57,6 +58,9 @@ lowest: $(BIN)/python
 	build/lowest/bin/python -m pip --disable-pip-version-check --quiet install --requirement build/lowest.txt
 	build/lowest/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable .
 	build/lowest/bin/python -m pytest -n 2 --dist loadfile --durations 10
+
+pages: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m slow tests/integration/test_snippets.py tests/integration/test_examples.py
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow --durations 10

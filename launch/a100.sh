@@ -26,6 +26,7 @@ if [ "$GPU_GB" -ge 79 ]; then card=80; else card=40; fi
 case "$1:$card" in
   nano:*) micro=2048 ;;
   book:*) micro=16384 ;;
+  small:*) micro=32768 ;;
   base:80) micro=65536 ;;
   base:40) micro=32768 ;;
   large:80) micro=32768 ;;

@@ -27,6 +27,8 @@ if [ "$GPU_GB" -ge 24 ]; then card=24; elif [ "$GPU_GB" -ge 12 ]; then card=12; 
 case "$1:$card" in
   nano:*) micro=2048 ;;
   book:*) micro=16384 ;;
+  small:8) micro=16384 ;;
+  small:*) micro=32768 ;;
   base:24) micro=32768 ;;
   base:*) micro=8192 ;;
   large:24) micro=8192 ;;

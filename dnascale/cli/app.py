@@ -5,7 +5,7 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             code = UsageError.exit_code
             if sentence := error.format_message():
-                _report(f"{sentence}{_as_setting(str(getattr(error, 'option_name', '')))}", code, debug)
+                _report(f"{sentence}{_as_setting(error)}{_commands(error)}", code, debug)
         elif _is_lost_peer(error):
             sentence = "another process of this run is gone, or its machine or network: its own message says why"
             code = _report(
@@ -93,12 +93,20 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _as_setting(option: str) -> str:
+def _as_setting(error: Any) -> str:
     """What to write in place of an option that there is not, but a setting of that name."""
     from dnascale.config import keys_named
 
-    found = keys_named(option.lstrip("-").replace("-", "_"))
+    found = keys_named(str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_"))
     return f". Settings of a run are written {found[0]}=VALUE, without dashes." if found else ""
+
+
+def _commands(error: Any) -> str:
+    """What there is in place of a command that there is not."""
+    group = getattr(getattr(error, "ctx", None), "command", None)
+    if not str(error.message).startswith("No such command") or not hasattr(group, "commands"):
+        return ""
+    return f" {error.ctx.command_path} has: {', '.join(group.list_commands(error.ctx))}."
 
 
 def _is_lost_peer(error: Exception) -> bool:

@@ -9,4 +9,5 @@ dnascale tokenizer train "$out/letters" --vocab-size 300 --max-bases 200000 --ou
 dnascale prepare builtin:human-cds --tokenizer "$out/tok" --out "$out/learned"
 for data in letters kmers learned; do
   dnascale train train.yaml data.path="$out/$data" run.dir="$out/runs/$data" "${tiny[@]}"
+  dnascale eval "$out/runs/$data" --device cpu
 done

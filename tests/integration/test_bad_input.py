@@ -98,6 +98,14 @@ def test_a_setting_that_stands_where_the_preset_belongs() -> None:
     assert "'train.steps=100' stands where the configuration belongs: first a preset (base, book," in outcome.error
 
 
+def test_a_command_that_there_is_not_is_answered_with_those_that_there_are() -> None:
+    outcome = dnascale("bench", "book")
+    assert outcome.code == 2
+    assert outcome.error.strip() == (
+        "dnascale: error: No such command 'book'. dnascale bench has: run, table, compare, validate, plot, probe."
+    )
+
+
 def test_a_setting_that_is_written_as_an_option() -> None:
     outcome = dnascale("train", "nano", "--global-batch-tokens", "4096")
     assert outcome.code == 2

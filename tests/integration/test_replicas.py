@@ -30,19 +30,29 @@ def with_a_flip(words: list[str], rank: int, step: int) -> None:
     command_line(words)
 
 
-@pytest.mark.parametrize("engine", ["plain", pytest.param("zero2", marks=pytest.mark.slow)])
-def test_a_flipped_bit_is_found_at_the_next_comparison(human_cds: Dataset, tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize(("engine", "flipped"), [("plain", 5), pytest.param("zero2", 6, marks=pytest.mark.slow)])
+def test_a_flipped_bit_is_found_at_the_next_comparison(
+    human_cds: Dataset, tmp_path: Path, engine: str, flipped: int
+) -> None:
     if engine != "plain":
         require_deepspeed()
     run = tmp_path / "run"
     words = train_words(run, human_cds, "train.steps=12", "checkpoint.every=4", "guard.replicas=3", engine=engine)
-    outcome = execute(with_a_flip, words, 1, 5, processes=2)
+    outcome = execute(with_a_flip, words, 1, flipped, processes=2)
     assert outcome.code == 6
     # What is flipped before the last layer's update spreads; where it began is among what is named.
     assert "after step 6 the two ranks differ in the weights" in outcome.error
     saved, _ = newest_valid(run / "checkpoints")
     assert saved is not None
     assert saved.state.step == 4
+
+
+@pytest.mark.slow
+def test_under_zero_the_next_step_writes_weights_anew_from_their_masters(human_cds: Dataset, tmp_path: Path) -> None:
+    require_deepspeed()
+    words = train_words(tmp_path / "run", human_cds, "train.steps=8", "guard.replicas=3", engine="zero2")
+    outcome = execute(with_a_flip, words, 1, 5, processes=2)
+    assert outcome.code == 0, outcome.output
 
 
 def test_a_flipped_bit_is_never_saved(human_cds: Dataset, tmp_path: Path) -> None:
