@@ -103,10 +103,10 @@ def _as_setting(error: Any) -> str:
 
 def _commands(error: Any) -> str:
     """What there is in place of a command that there is not."""
-    group = getattr(getattr(error, "ctx", None), "command", None)
-    if not str(error.message).startswith("No such command") or not hasattr(group, "commands"):
+    context = getattr(error, "ctx", None)
+    if context is None or not str(error.message).startswith("No such command"):
         return ""
-    return f" {error.ctx.command_path} has: {', '.join(group.list_commands(error.ctx))}."
+    return f" {context.command_path} has: {', '.join(context.command.list_commands(context))}."
 
 
 def _is_lost_peer(error: Exception) -> bool:

@@ -102,7 +102,7 @@ def test_a_command_that_there_is_not_is_answered_with_those_that_there_are() -> 
     outcome = dnascale("bench", "book")
     assert outcome.code == 2
     assert outcome.error.strip() == (
-        "dnascale: error: No such command 'book'. dnascale bench has: run, table, compare, validate, plot, probe."
+        "No such command 'book'. dnascale bench has: run, table, compare, validate, plot, probe."
     )
 
 
