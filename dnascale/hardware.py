@@ -38,9 +38,13 @@ CARDS = (
 )  # fmt: skip
 
 
+#: Other chips, or a part of one, under a name that is in the table.
+_OTHER_CHIP = re.compile(r"\b(Laptop|MIG|Ti|SUPER|D|H200 NVL)\b", re.IGNORECASE)
+
+
 def card_of(name: str) -> Card | None:
     """The card of a device by its whole name; None for one that is not in the table."""
-    if "Laptop" in name:  # a smaller chip, under the name of the desktop's
+    if _OTHER_CHIP.search(name):
         return None
     return next((card for card in CARDS if re.search(rf"\b{card.name}\b", name, re.IGNORECASE)), None)
 

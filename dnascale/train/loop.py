@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dnascale.config import Config
+from dnascale.device import choose_device
 from dnascale.errors import DataError, DnascaleError, Stopped
 from dnascale.faults import fault
 from dnascale.report.page import write_report
@@ -37,7 +38,12 @@ def train(config: Config) -> Path:
 
     Raises Stopped when it was asked to stop, and has saved.
     """
-    job = assemble(config)
+    try:
+        job = assemble(config)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise explain_shortage(config, 1, torch.device(choose_device(config.train.device))) from error
+        raise
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
     together(job.accelerator, lambda: require_visible(job.run))

@@ -46,10 +46,13 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+_SHORTAGE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """torch says it in one class on CUDA, and in words elsewhere."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGE)
     )
 
 
@@ -129,9 +132,16 @@ def find_micro_batch(
         if not smaller:
             raise MemoryShortage(
                 f"not even a micro-batch of {tokens:,} tokens fits on every device ({usage(device)}): use a smaller model.context, "
-                "a smaller model, or train.recompute=layers."
+                f"a smaller model, or train.recompute=layers.{_divided(config)}"
             )
         tokens = smaller[0]
+
+
+def _divided(config: Config) -> str:
+    """What else there is where the engine needs less than what was tried."""
+    if config.train.engine in ("plain", "auto"):
+        return ""
+    return f" What was tried has all weights, gradients and moments on each device: train.engine={config.train.engine} needs less, so set train.micro_batch_tokens."
 
 
 def probes(device: torch.device) -> bool:
@@ -191,9 +201,12 @@ def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> 
 
 
 def explain_shortage(config: Config, step: int, device: torch.device) -> MemoryShortage:
-    """The sentence for a run that ran out of memory in `step`, or in the evaluation before it."""
+    """The sentence for a run that ran out of memory in `step`, or in what came before it: an evaluation, the timing of a step."""
     tokens = config.train.micro_batch_tokens
-    assert isinstance(tokens, int)
+    if tokens == "auto":
+        return MemoryShortage(
+            f"out of memory before step {step}: {usage(device)}. The model and its optimizer do not fit there: a smaller model does."
+        )
     smaller = next((t for t in range(tokens // 2, 0, -1) if t % config.model.context == 0 and tokens % t == 0), None)
     cure = (
         f"train.micro_batch_tokens={smaller} (or auto) needs about half as much and trains the same, with twice the accumulation"

@@ -63,6 +63,20 @@ def test_memory_that_runs_out_later_is_explained_with_numbers(human_cds: Dataset
     assert dnascale(*words, "train.micro_batch_tokens=256").code == 0
 
 
+def test_memory_that_runs_out_while_a_step_is_timed_is_explained_too(human_cds: Dataset, tmp_path: Path) -> None:
+    words = [word for word in train_words(tmp_path / "run", human_cds) if not word.startswith("train.steps=")]
+    outcome = execute(little_memory.main, [*words, "train.minutes=1"], {"0": 500}, 3)
+    assert outcome.code == 8
+    assert "out of memory in step 1 with micro-batches of 512 tokens" in outcome.error
+
+
+@pytest.mark.slow
+def test_where_the_engine_needs_less_than_what_was_tried_that_is_said(human_cds: Dataset, tmp_path: Path) -> None:
+    outcome = run_with(tmp_path / "run", human_cds, {"0": 10}, "train.engine=zero3")
+    assert outcome.code == 8
+    assert "train.engine=zero3 needs less, so set train.micro_batch_tokens" in outcome.error
+
+
 def test_on_a_cpu_the_choice_follows_from_the_memory(human_cds: Dataset, tmp_path: Path) -> None:
     outcome = dnascale(*train_words(tmp_path / "run", human_cds, *OPTIONS))
     assert outcome.code == 0, outcome.output

@@ -155,3 +155,17 @@ def test_state_on_nvme_is_for_adamw_alone() -> None:
     config = load_config("nano", ["data.path=x", "train.steps=1", "train.engine=zero3_nvme", "optimizer.name=muon"])
     with pytest.raises(UsageError, match=r"use optimizer\.name=adamw, or offload to memory"):
         deepspeed_config(config, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")]
+)
+def test_a_file_that_would_train_on_gradients_that_are_not_finite_is_refused(
+    section: str, key: str, tmp_path: Path
+) -> None:
+    values = json.loads((FOLDER / "zero1.json").read_text())
+    values[section][key] = False
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=f"{section}.{key}=false"):
+        filled(str(path))

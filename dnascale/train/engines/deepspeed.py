@@ -47,6 +47,11 @@ def deepspeed_config(config: Config, micro_windows: int, accumulation: int, worl
             f'{path} sets bf16.enabled={values["bf16"]["enabled"]}, the run has train.precision={config.train.precision}: write "auto".'
         )
     values["bf16"]["enabled"] = bf16
+    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if values[section].get(key, True) is not True:
+            raise UsageError(
+                f"{path} sets {section}.{key}={json.dumps(values[section][key])}: a gradient that is not finite would then be trained on. Leave it out."
+            )
     sizes = batch_sizes(micro_windows, accumulation, world)
     filled: dict[str, float] = {**sizes, "gradient_clipping": config.optimizer.gradient_clip}
     for key, value in filled.items():
