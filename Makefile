@@ -10,7 +10,7 @@
 # make test-packages installs what tests compare with and would skip without: Chromium, bedtools, gffread, faketime (Debian, Ubuntu; as root)
 # make docs   the documentation as a site, in build/site
 # make lock   requirements.lock: every package of an installation, with hashes
-# make gpu    on a machine with a GPU: its tests, then the training step measured beside the Hugging Face Trainer
+# make gpu    on a machine with a GPU: the training step beside the Hugging Face Trainer and DeepSpeed, ten minutes of learning, then its tests
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -97,10 +97,14 @@ lock: .venv/dev
 	{ sed '/^#/!d' requirements.lock | head -n 2; cat build/lock; } > build/lock.new && mv build/lock.new requirements.lock
 
 gpu: .venv/dev
-	$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch sees no GPU here")'
 	test -d build/human-cds || $(BIN)/dnascale prepare builtin:human-cds --out build/human-cds
 	$(BIN)/python benchmarks/step.py build/human-cds book@512:ours,trainer,trainer-compiled base@1024:ours,trainer,trainer-compiled \
-	  base@8192@65536:ours,trainer large@1024:ours --out build/step.jsonl
+	  base@1024@32768:ours,zero1,zero2,zero3 base@8192@65536:ours,trainer large@1024:ours,trainer \
+	  --limit 900 --profile build/kernels --out build/step.jsonl
+	$(BIN)/dnascale train small data.path=build/human-cds run.dir=build/gpu-run train.minutes=10
+	$(BIN)/dnascale eval build/gpu-run
+	$(BIN)/python -m pytest -m gpu
 
 check: .venv/dev
 	$(BIN)/ruff check .
