@@ -8,7 +8,7 @@ from dnascale.config import Config
 from dnascale.errors import UsageError
 from dnascale.launch.machine import Machine
 from dnascale.model.memory import parameters, state_bytes, tokens_that_fit
-from dnascale.train.batching import divide_batch
+from dnascale.train.batching import divide_batch, divides
 from dnascale.train.schedules import stages
 
 #: Where the first node listens. In Slurm another for each job, so that two jobs may share a node.
@@ -165,28 +165,20 @@ def _memory(
     overrides = [f"train.engine={engine}"] if engine != config.train.engine else []
     asked, first = config.train.micro_batch_tokens, stages(config)[0]
     chosen = any(word.startswith("train.micro_batch_tokens=") for word in words)
-    if asked == "auto" or (not chosen and not (_divides(config, world) and asked <= (room or asked))):
+    divided = all(divides(config, stage, world) for stage in stages(config))
+    if asked == "auto" or (not chosen and not (divided and asked <= (room or asked))):
         if asked != "auto":
             overrides.append("train.micro_batch_tokens=auto")
         reasons.append(
             "the micro-batch is found before the first step: the largest that fits and divides the global batch"
         )
-    elif _divides(config, world):
+    elif divided:
         batching = divide_batch(config, first, world)
         reasons.append(
             f"global batch {first.global_batch_tokens:,} tokens = {world} process{'es' if world > 1 else ''} x "
             f"{batching.accumulation} x {batching.micro_windows} windows of {first.context}"
         )
     return overrides
-
-
-def _divides(config: Config, world: int) -> bool:
-    try:
-        for stage in stages(config):
-            divide_batch(config, stage, world)
-    except UsageError:
-        return False
-    return True
 
 
 def _engine(config: Config, machine: Machine, device: str, world: int, reasons: list[str]) -> tuple[str, int | None]:

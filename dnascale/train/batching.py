@@ -49,6 +49,15 @@ def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
     return Batching(windows, micro, windows // (world * micro), world)
 
 
+def divides(config: Config, stage: Stage, world: int) -> bool:
+    """Whether the global batch of a stage is a whole number of micro-batches on each of `world` processes."""
+    try:
+        divide_batch(config, stage, world)
+    except UsageError:
+        return False
+    return True
+
+
 def to_device(
     batch: Batch, module: "MaskedLanguageModel", device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int]:

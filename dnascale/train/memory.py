@@ -18,7 +18,7 @@ from dnascale.config import CompileMode, Config
 from dnascale.data.stream import Batch
 from dnascale.errors import MemoryShortage, UsageError
 from dnascale.model.memory import token_bytes_on_cpu
-from dnascale.train.batching import divide_batch, to_device
+from dnascale.train.batching import divide_batch, divides, to_device
 from dnascale.train.environment import devices
 from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage
@@ -67,16 +67,8 @@ def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
     return [
         windows * context
         for windows in range(largest, 0, -1)
-        if all(_divides(with_micro_batch(config, windows * context), stage, world) for stage in of_run)
+        if all(divides(with_micro_batch(config, windows * context), stage, world) for stage in of_run)
     ]
-
-
-def _divides(config: Config, stage: Stage, world: int) -> bool:
-    try:
-        divide_batch(config, stage, world)
-    except UsageError:
-        return False
-    return True
 
 
 def recorded(run: Path, devices: list[str]) -> int | None:
