@@ -5,6 +5,10 @@
 mkdir -p "$1"
 out=$(cd "$1" && pwd) || exit
 cd "$(dirname "$0")" || exit
+# Two parts of a compressed FASTA as a genome of two sequences, the second of the name given: genome FILE NAME
+genome() {
+  { gzip -dc "$1" | sed '401,$d'; echo ">$2"; gzip -dc "$1" | tail -n 300; } > "$out/genome.fa"
+}
 tiny=(
   model.hidden_size=64 model.layers=2 model.heads=2 model.intermediate_size=64 model.context=64
   train.global_batch_tokens=1024 train.micro_batch_tokens=1024 train.steps=3 train.device=cpu train.precision=fp32

@@ -165,7 +165,7 @@ def _memory(
     overrides = [f"train.engine={engine}"] if engine != config.train.engine else []
     asked, first = config.train.micro_batch_tokens, stages(config)[0]
     chosen = any(word.startswith("train.micro_batch_tokens=") for word in words)
-    divided = all(divides(config, stage, world) for stage in stages(config))
+    divided = divides(config, stages(config), world)
     if asked == "auto" or (not chosen and not (divided and asked <= (room or asked))):
         if asked != "auto":
             overrides.append("train.micro_batch_tokens=auto")

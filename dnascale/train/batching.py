@@ -49,10 +49,11 @@ def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
     return Batching(windows, micro, windows // (world * micro), world)
 
 
-def divides(config: Config, stage: Stage, world: int) -> bool:
-    """Whether the global batch of a stage is a whole number of micro-batches on each of `world` processes."""
+def divides(config: Config, of_run: list[Stage], world: int) -> bool:
+    """Whether the global batch of every stage is a whole number of micro-batches on each of `world` processes."""
     try:
-        divide_batch(config, stage, world)
+        for stage in of_run:
+            divide_batch(config, stage, world)
     except UsageError:
         return False
     return True

@@ -39,10 +39,9 @@ def settle_steps(
     if config.train.steps is not None:
         return config
     if config.train.minutes is not None:
-        alone = config.train.engine in ("plain", "auto") and accelerator.num_processes == 1
-        screen.note(
-            f"timing a few steps to fit train.minutes{'' if alone else ', each process alone and undivided: exchanging data comes on top'}"
-        )
+        alone = accelerator.deepspeed_plugin is None and accelerator.num_processes == 1
+        more = "" if alone else ", each process alone and undivided: exchanging data comes on top"
+        screen.note(f"timing a few steps to fit train.minutes{more}")
         seconds = [_time_step(accelerator, config, stage, reader, order, module) for stage in of_run]
         return with_steps(config, max(10, steps_within(of_run, config.train.minutes * 60, seconds)))
     assert config.train.epochs is not None

@@ -21,7 +21,7 @@ from dnascale.train.engines import GradientReductionCheck
 from dnascale.train.folder import as_recorded, hold_run, require_visible, write_run_files
 from dnascale.train.guard import TakenStep
 from dnascale.train.interruption import Interruption
-from dnascale.train.memory import explain_shortage, is_out_of_memory
+from dnascale.train.memory import shortages_explained
 from dnascale.train.meter import Meter
 from dnascale.train.metrics import MetricsFile, Recorder, TensorBoard, Wandb
 from dnascale.train.replicas import require_equal_replicas
@@ -38,12 +38,8 @@ def train(config: Config) -> Path:
 
     Raises Stopped when it was asked to stop, and has saved.
     """
-    try:
+    with shortages_explained(config, lambda: 1, torch.device(choose_device(config.train.device))):
         job = assemble(config)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise explain_shortage(config, 1, torch.device(choose_device(config.train.device))) from error
-        raise
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
     together(job.accelerator, lambda: require_visible(job.run))
@@ -52,12 +48,8 @@ def train(config: Config) -> Path:
     begun_at = job.state.step
     if job.resumed:
         recorder.write("resume", step=begun_at, processes=job.batching.world, engine=job.engine.name)
-    try:
+    with shortages_explained(job.config, lambda: job.state.step + 1, job.accelerator.device):
         valid_loss, stopped_by = _take_steps(job, recorder)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise explain_shortage(job.config, job.state.step + 1, job.accelerator.device) from error
-        raise
     if job.mirror is not None:
         job.mirror.finish()
     together(job.accelerator, recorder.close)

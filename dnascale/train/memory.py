@@ -1,11 +1,12 @@
 """The memory of the device: how large a micro-batch fits, and what to say when one does not."""
 
+import contextlib
 import copy
 import ctypes
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
     return [
         windows * context
         for windows in range(largest, 0, -1)
-        if all(divides(with_micro_batch(config, windows * context), stage, world) for stage in of_run)
+        if divides(with_micro_batch(config, windows * context), of_run, world)
     ]
 
 
@@ -122,18 +123,17 @@ def find_micro_batch(
             other for other in possible if other < tokens
         ]
         if not smaller:
+            divided = (
+                f" What was tried has all weights, gradients and moments on each device: train.engine={config.train.engine} needs less, "
+                "so set train.micro_batch_tokens."
+                if accelerator.deepspeed_plugin is not None
+                else ""
+            )
             raise MemoryShortage(
                 f"not even a micro-batch of {tokens:,} tokens fits on every device ({usage(device)}): use a smaller model.context, "
-                f"a smaller model, or train.recompute=layers.{_divided(config)}"
+                f"a smaller model, or train.recompute=layers.{divided}"
             )
         tokens = smaller[0]
-
-
-def _divided(config: Config) -> str:
-    """What else there is where the engine needs less than what was tried."""
-    if config.train.engine in ("plain", "auto"):
-        return ""
-    return f" What was tried has all weights, gradients and moments on each device: train.engine={config.train.engine} needs less, so set train.micro_batch_tokens."
 
 
 def probes(device: torch.device) -> bool:
@@ -190,6 +190,17 @@ def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> 
             torch.cuda.empty_cache()
         elif device.type == "mps":
             torch.mps.empty_cache()
+
+
+@contextlib.contextmanager
+def shortages_explained(config: Config, step: Callable[[], int], device: torch.device) -> Iterator[None]:
+    """Raises MemoryShortage, with what `explain_shortage` says, where something within runs out of memory."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise explain_shortage(config, step(), device) from error
+        raise
 
 
 def explain_shortage(config: Config, step: int, device: torch.device) -> MemoryShortage:

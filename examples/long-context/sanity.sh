@@ -4,8 +4,7 @@ set -euo pipefail
 source "$(dirname "$0")/../tiny.sh" "$@"
 
 # Two parts of human chromosome 20 stand for the fly.
-excerpt=../../tests/data/human_chr20.fa.gz
-{ gzip -dc $excerpt | sed '300,$d'; echo ">chr4"; gzip -dc $excerpt | tail -n 200; } > "$out/genome.fa"
+genome ../../tests/data/human_chr20.fa.gz chr4
 dnascale prepare "$out/genome.fa" --soft-mask --group chromosome --valid chr4 --min-length 1000 --max-n-run 100 --out "$out/data"
 dnascale train train.yaml data.path="$out/data" run.dir="$out/run" "${tiny[@]}" \
   'schedule.stages=[{tokens: 1024, context: 16, masking_rate: 0.3}, {tokens: 1024, context: 32}, {}]'

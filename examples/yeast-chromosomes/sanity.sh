@@ -4,7 +4,7 @@ set -euo pipefail
 source "$(dirname "$0")/../tiny.sh" "$@"
 
 # An excerpt of chromosome I, and a second chromosome made of another part of it.
-{ gzip -dc ../../tests/data/yeast_chrI.fa.gz | sed -n '1,400p'; echo ">chrIV"; gzip -dc ../../tests/data/yeast_chrI.fa.gz | tail -n 300; } > "$out/genome.fa"
+genome ../../tests/data/yeast_chrI.fa.gz chrIV
 dnascale prepare "$out/genome.fa" --group chromosome --valid chrIV --max-leakage 1 --out "$out/data"
 dnascale train train.yaml data.path="$out/data" run.dir="$out/run" "${tiny[@]}"
 dnascale eval "$out/run" --device cpu

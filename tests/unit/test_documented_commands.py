@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ PAGES = [
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(dnascale [^`\n]+)`")
 COMMENT = re.compile(r"^#\s+(dnascale .+?)(?:\s{2,}.*)?$", re.MULTILINE)
-ENDS = {"|", ";", "&&", "||", "&", ">", "2>", "2>&1", "do", "then"}
+ENDS = {"|", ";", "&&", "||", "&", ">", "do", "then", "dnascale"}
 SETTING = re.compile(r"(?:--override=)?([a-z]+(?:\.[a-z_]+)+)=")
 
 
@@ -38,28 +40,22 @@ def commands_of(page: Path) -> list[list[str]]:
         lines += INLINE.findall(text)
     else:
         lines = COMMENT.findall(text)
-    found = []
-    for line in lines:
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:  # a quote that goes on in the next line: of Python or YAML
-            continue
-        words = [
-            part
-            for word in words
-            for part in (("dnascale", *word.split()[1:]) if word.startswith("dnascale ") else (word,))
-        ]
-        words = [part for word in words for part in ([word[:-1], ";"] if word.endswith(";") else [word])]
-        # Not what an option is given: docker build -t dnascale .
-        for place in (
-            place
-            for place, word in enumerate(words)
-            if word == "dnascale" and not "".join(words[place - 1 : place]).startswith("-")
-        ):
-            rest = words[place + 1 :]
-            end = next((number for number, word in enumerate(rest) if word in ENDS or word == "dnascale"), len(rest))
-            found.append(rest[:end])
-    return [words for words in found if words]
+    return [words for line in lines for words in commands_in(line) if words]
+
+
+def commands_in(line: str) -> Iterator[list[str]]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&<>")
+    lexer.whitespace_split = True
+    try:
+        words = list(lexer)
+    except ValueError:  # a quote that goes on in the next line: of Python or YAML
+        return
+    words = [part for word in words for part in (word.split() if word.startswith("dnascale ") else [word])]
+    before = ""
+    for place, word in enumerate(words):
+        if word == "dnascale" and not before.startswith("-"):  # docker build -t dnascale
+            yield list(takewhile(lambda one: one not in ENDS, words[place + 1 :]))
+        before = word
 
 
 def parse(words: list[str]) -> None:
