@@ -220,7 +220,7 @@ def _child(task: dict[str, Any]) -> None:
         import torch
 
         if is_out_of_memory(error):
-            error = explain_shortage(settled, 1, torch.device(choose_device(settled.train.device)))
+            error = explain_shortage(settled, "in a step", torch.device(choose_device(settled.train.device)))
         kind = "" if isinstance(error, DnascaleError) else f"{type(error).__name__}: "
         print(f"dnascale: error: {kind}{error}", file=sys.stderr, flush=True)
         os._exit(getattr(error, "exit_code", 1))

@@ -38,7 +38,7 @@ def train(config: Config) -> Path:
 
     Raises Stopped when it was asked to stop, and has saved.
     """
-    with shortages_explained(config, lambda: 1, torch.device(choose_device(config.train.device))):
+    with shortages_explained(config, lambda: "before a step was taken", torch.device(choose_device(config.train.device))):
         job = assemble(config)
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
@@ -48,7 +48,7 @@ def train(config: Config) -> Path:
     begun_at = job.state.step
     if job.resumed:
         recorder.write("resume", step=begun_at, processes=job.batching.world, engine=job.engine.name)
-    with shortages_explained(job.config, lambda: job.state.step + 1, job.accelerator.device):
+    with shortages_explained(job.config, lambda: f"in step {job.state.step + 1}", job.accelerator.device):
         valid_loss, stopped_by = _take_steps(job, recorder)
     if job.mirror is not None:
         job.mirror.finish()

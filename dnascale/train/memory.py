@@ -193,22 +193,22 @@ def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> 
 
 
 @contextlib.contextmanager
-def shortages_explained(config: Config, step: Callable[[], int], device: torch.device) -> Iterator[None]:
+def shortages_explained(config: Config, when: Callable[[], str], device: torch.device) -> Iterator[None]:
     """Raises MemoryShortage, with what `explain_shortage` says, where something within runs out of memory."""
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise explain_shortage(config, step(), device) from error
+            raise explain_shortage(config, when(), device) from error
         raise
 
 
-def explain_shortage(config: Config, step: int, device: torch.device) -> MemoryShortage:
-    """The sentence for a run that ran out of memory in `step`, or in what came before it: an evaluation, the timing of a step."""
+def explain_shortage(config: Config, when: str, device: torch.device) -> MemoryShortage:
+    """The sentence for a run that ran out of memory `when`: "in step 3", "before a step was taken"."""
     tokens = config.train.micro_batch_tokens
     if tokens == "auto":
         return MemoryShortage(
-            f"out of memory before step {step}: {usage(device)}. The model and its optimizer do not fit there: a smaller model does."
+            f"out of memory {when}: {usage(device)}. The model and its optimizer do not fit there: a smaller model does."
         )
     smaller = next((t for t in range(tokens // 2, 0, -1) if t % config.model.context == 0 and tokens % t == 0), None)
     cure = (
@@ -217,7 +217,7 @@ def explain_shortage(config: Config, step: int, device: torch.device) -> MemoryS
         else "train.recompute=layers needs less, and so does a smaller model.context"
     )
     return MemoryShortage(
-        f"out of memory in step {step} with micro-batches of {tokens:,} tokens: {usage(device)}. {cure}. The last checkpoint is "
+        f"out of memory {when} with micro-batches of {tokens:,} tokens: {usage(device)}. {cure}. The last checkpoint is "
         "untouched; the same command goes on from it."
     )
 

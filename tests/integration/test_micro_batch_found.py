@@ -67,7 +67,7 @@ def test_memory_that_runs_out_while_a_step_is_timed_is_explained_too(human_cds: 
     words = [word for word in train_words(tmp_path / "run", human_cds) if not word.startswith("train.steps=")]
     outcome = execute(little_memory.main, [*words, "train.minutes=1"], {"0": 500}, 3)
     assert outcome.code == 8
-    assert "out of memory in step 1 with micro-batches of 512 tokens" in outcome.error
+    assert "out of memory before a step was taken with micro-batches of 512 tokens" in outcome.error
 
 
 @pytest.mark.slow

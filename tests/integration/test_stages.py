@@ -1,11 +1,13 @@
 """Batch, context and masking rate that change over a run: exact on any engine, and wherever it is interrupted."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import compiled
 import pytest
-from jobs import DEEPSPEED, dnascale, metrics, numbers, train, train_until_killed, train_words
+from jobs import DEEPSPEED, dnascale, execute, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
 
@@ -105,3 +107,23 @@ def test_a_stage_that_the_run_is_too_short_for_is_said_before_it_begins(human_cd
     assert outcome.code == 0, outcome.output
     assert "warning: stage 2 never begins: the run is over before it." in outcome.output
     assert "stage 1 never" not in outcome.output
+
+
+@pytest.mark.parametrize("how", ["layers", pytest.param("whole", marks=pytest.mark.slow)])
+def test_a_compiled_run_learns_the_same_and_goes_on_without_breaks(
+    whole: Path, human_cds: Dataset, tmp_path: Path, how: str
+) -> None:
+    run, counts = tmp_path / "run", tmp_path / "counts.json"
+    words = train_words(run, human_cds, *OPTIONS, f"train.compile={how}", "evaluation.every=2")
+    for stages, left_out in ((3, 0), (2, 7)):  # from nothing, and again from the middle of the second stage
+        for later in range(14 - left_out, 14):
+            shutil.rmtree(run / "checkpoints" / f"step-{later:08d}")
+        outcome = execute(compiled.main, words, counts)
+        assert outcome.code == 0, outcome.output
+        found = json.loads(counts.read_text())
+        assert not found["breaks"]
+        # With and without records that end within a window. By layers: masking, two layers, and the loss.
+        assert stages <= found["graphs"] / (1 if how == "whole" else 4) <= 2 * stages
+        for line, alone in zip(metrics(run), metrics(whole), strict=True):
+            assert (line["windows_digest"], line["tokens"]) == (alone["windows_digest"], alone["tokens"])
+            assert line["loss"] == pytest.approx(alone["loss"], rel=1e-4)

@@ -1,9 +1,11 @@
 """A step asks nothing of the device: traced on a GPU that is not there.
 
 Fake tensors have shapes and a device but no values, so reading a value fails or is seen, and so is a copy to or from the host, which
-waits for all that the device was given before.
+waits for all that the device was given before. Indexing fake tensors of a GPU needs a torch that is built for one; tensors on the
+device "meta" have no values either, and need none.
 """
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +17,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dnascale.config import GuardConfig
+from dnascale.config import GuardConfig, ModelConfig
+from dnascale.data.masking import Masking
+from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.train.engines import PlainEngine
 from dnascale.train.guard import WINDOW, Guard
+from dnascale.train.meter import Meter
 from dnascale.train.optim import build_optimizer
 from dnascale.train.state import TrainState
+from dnascale.vocab import CHARACTER
+
+META = torch.device("meta")
 
 
 class Waits(TorchDispatchMode):
@@ -65,18 +73,40 @@ def test_the_update_of_every_optimizer_waits_for_nothing(name: str) -> None:
     assert not waits.found
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("kernel", ["flash", "masks", "blocks"])
+def test_masking_model_loss_and_their_gradients_wait_for_nothing(kernel: str, separate: bool, recompute: bool) -> None:
+    shape = ModelConfig(hidden_size=32, layers=4, heads=2, intermediate_size=48, context=96, local_attention=16)
+    masking = Masking(CHARACTER, 0.2, 0.8, 0.1, reverse_complement=True, repeat_weight=0.5)
+    model = MaskedLanguageModel(build(shape, CHARACTER), masking, separate, device=META).to(META)
+    model.attention.kernel = kernel
+    model.hf.model.embeddings._forward_hooks.clear()  # it asks for autocast, which "meta" does not know
+    if recompute:
+        model.recompute_layers()
+    meter = Meter(SimpleNamespace(device=META), None, None, None, by_base=True, repeats=True)  # type: ignore[arg-type]
+    tokens, keys = torch.empty(4, 96, dtype=torch.uint8, device=META), torch.empty(4, dtype=torch.int64, device=META)
+    with Waits() as waits:
+        loss, sums = model(tokens, keys, model.attention.room(4, 9))
+        (loss / 2).backward()
+        meter.add(SimpleNamespace(digest=lambda: 0), sums)  # type: ignore[arg-type]
+    assert all(p.grad is not None and p.grad.device == META for p in model.parameters())
+    assert not waits.found
+
+
 @pytest.mark.parametrize(
     "wait",
     [
         lambda x: float(x.sum()),
         lambda x: x.cpu(),
         lambda x: x[x > 0],
-        lambda x: x * torch.ones(3).to("cuda"),
+        lambda x: x * torch.ones(3).to(x.device),
     ],
 )
-def test_what_waits_is_seen(wait: Any) -> None:
-    with FakeTensorMode():
-        x = torch.empty(3, device="cuda")
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_what_waits_is_seen(wait: Any, device: str) -> None:
+    with FakeTensorMode() if device == "cuda" else contextlib.nullcontext():
+        x = torch.empty(3, device=device)
         seen = False
         with Waits() as waits:
             try:
