@@ -143,6 +143,9 @@ def train_and_score(run: dict[str, Any], work: Path) -> dict[str, Any]:
         return row | {"error": (trained.stderr.strip().splitlines() or ["?"])[-1]}
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [one for one in lines if one["kind"] == "train"]
+    if "masking.repeat_weight" in run["recipe"] and dnascale("eval", str(folder)).returncode == 0:
+        parts = json.loads((folder / "evaluation-valid.json").read_text())["detail"]["parts"]["repeats (soft-masked)"]
+        row |= {f"nats_{part['name']}_repeats": part["nats_per_base"] for part in parts}
     shutil.rmtree(folder, ignore_errors=True)
     return row | {
         "nats_per_base": [one["valid_loss"] for one in lines if one["kind"] == "valid"][-1],

@@ -1,6 +1,7 @@
 """`dnascale embed`: from files of sequences to a file of embeddings, in parts that survive a kill."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from dnascale.files import check_new_folder, explained, sync, whole_folder
 #: Written at a time, and of a zarr chunk.
 _ROWS = 4096
 KINDS = (".parquet", ".npy", ".zarr")
+#: What ends a field or a line, for one reader of tables or another.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def embed_file(
@@ -62,6 +65,11 @@ def embed_file(
     def records() -> Iterator[tuple[str, bytes]]:
         for one in inputs:
             for record in read(one):
+                if _CONTROL.search(record.name):
+                    raise DataError(
+                        f"{one.name} has a sequence named {record.name!r}: names stand in lines of tables, so there may be no tab and "
+                        "no line break in one. Rename it."
+                    )
                 yield record.name, record.bases[:]
 
     count = 0

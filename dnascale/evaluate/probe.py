@@ -1,5 +1,6 @@
 """`dnascale probe`: what a linear model reads off embeddings, cross-validated over groups."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
     else:
         raise UsageError(f"{path} is neither .parquet nor .npy.")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise DataError(
             f"{path} has several vectors of {twice}: make it with --per sequence, and give sequences different names."
         )
@@ -128,10 +129,15 @@ def probe(values: np.ndarray, labels: Sequence[str], groups: Sequence[str], fold
 
 
 def _numbers(labels: Sequence[str]) -> np.ndarray | None:
+    """None where a label is no number. Raises DataError for one that is not finite."""
     try:
-        return np.array([float(label) for label in labels])
+        numbers = np.array([float(label) for label in labels])
     except ValueError:
         return None
+    if not np.isfinite(numbers).all():
+        label = labels[int(np.flatnonzero(~np.isfinite(numbers))[0])]
+        raise DataError(f"the label {label} is no finite number: nothing can be fitted to it. Leave that row out.")
+    return numbers
 
 
 def _classify(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Probe:

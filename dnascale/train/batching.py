@@ -27,7 +27,7 @@ class Batching:
 def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
     """The micro-batch is capped by the global batch; accumulation follows. Raises UsageError unless it divides.
 
-    Before `auto` is settled, the smallest micro-batch stands for it.
+    Before `auto` is settled, a window at a time stands for it.
     """
     context, tokens = stage.context, stage.global_batch_tokens
     where = (
@@ -40,7 +40,7 @@ def divide_batch(config: Config, stage: Stage, world: int) -> Batching:
             f"of {world * context}."
         )
     asked = config.train.micro_batch_tokens
-    micro = min((config.model.context if asked == "auto" else asked) // context, windows // world)
+    micro = 1 if asked == "auto" else min(asked // context, windows // world)
     if windows % (world * micro):
         raise UsageError(
             f"{where}={tokens} is not a multiple of {world} processes x train.micro_batch_tokens={micro * context}: change one of "

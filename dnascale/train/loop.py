@@ -38,7 +38,9 @@ def train(config: Config) -> Path:
 
     Raises Stopped when it was asked to stop, and has saved.
     """
-    with shortages_explained(config, lambda: "before a step was taken", torch.device(choose_device(config.train.device))):
+    with shortages_explained(
+        config, lambda: "before a step was taken", torch.device(choose_device(config.train.device))
+    ):
         job = assemble(config)
     lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 import torch
@@ -19,7 +19,7 @@ from dnascale.config import CompileMode, Config
 from dnascale.data.stream import Batch
 from dnascale.errors import MemoryShortage, UsageError
 from dnascale.model.memory import token_bytes_on_cpu
-from dnascale.train.batching import divide_batch, divides, to_device
+from dnascale.train.batching import divides, to_device
 from dnascale.train.environment import devices
 from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage
@@ -57,7 +57,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def with_micro_batch(config: Config, tokens: int) -> Config:
+def with_micro_batch(config: Config, tokens: int | Literal["auto"]) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_tokens": tokens})})
 
 
@@ -97,7 +97,6 @@ def find_micro_batch(
     world, device = accelerator.num_processes, accelerator.device
     possible = candidates(config, of_run, world)
     if not possible:
-        divide_batch(with_micro_batch(config, config.model.context), of_run[0], world)  # says why
         raise UsageError(
             "train.micro_batch_tokens=auto: no micro-batch divides the global batches of all stages: set it, or change the stages."
         )
@@ -212,13 +211,14 @@ def explain_shortage(config: Config, when: str, device: torch.device) -> MemoryS
         )
     smaller = next((t for t in range(tokens // 2, 0, -1) if t % config.model.context == 0 and tokens % t == 0), None)
     cure = (
-        f"train.micro_batch_tokens={smaller} (or auto) needs about half as much and trains the same, with twice the accumulation"
+        f"train.micro_batch_tokens={smaller} (or auto) needs about 1/{tokens // smaller} as much and trains the same, with "
+        f"{tokens // smaller} times the accumulation"
         if smaller
         else "train.recompute=layers needs less, and so does a smaller model.context"
     )
     return MemoryShortage(
-        f"out of memory {when} with micro-batches of {tokens:,} tokens: {usage(device)}. {cure}. The last checkpoint is "
-        "untouched; the same command goes on from it."
+        f"out of memory {when} with micro-batches of {tokens:,} tokens: {usage(device)}. {cure}. What was saved is "
+        "untouched; the same command goes on from there."
     )
 
 

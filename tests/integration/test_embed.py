@@ -148,7 +148,12 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
     code, said = run(capsys, "embed", folder, bad, "--out", out, "--device", "cpu")
     assert code == 3
     assert "bad.fa" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.fa", "in.fa"]
+    table = tmp_path / "named.csv"
+    for name in ("a\nb", "a\tb", "a\x85b"):
+        table.write_text(f'name,sequence\ns0,ACGT\n"{name}",ACGT\n')
+        code, said = run(capsys, "embed", folder, table, "--out", out, "--device", "cpu")
+        assert (code, f"named.csv has a sequence named {name!r}" in said) == (3, True), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.fa", "in.fa", "named.csv"]
 
 
 def test_a_command_that_was_killed_goes_on_where_it_was(

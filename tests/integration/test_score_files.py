@@ -3,12 +3,15 @@
 import csv
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from jobs import dnascale
+from pyarrow import parquet
 
 from dnascale.cli import main
 from dnascale.config import ModelConfig
@@ -216,6 +219,67 @@ BAD_VCF = {
     "scored already": ('##fileformat=VCFv4.3\n##INFO=<ID=DNASCALE_LLR,Number=A>\n' + PLAIN + good() + "\n", 3, "bcftools annotate -x"),
     "bcf": ("BCF\x02\x02", 3, "convert it with `bcftools view"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"pos": pa.array([101.0, 123.7])}, "row 2: the position 123.7 is no whole number"),
+        ({"pos": pa.array([101.0, float("inf")])}, "row 2: the position inf is no number"),
+        ({"pos": pa.array([101, None])}, "row 2: the position None is no number"),
+        ({"pos": pa.array([101, 501])}, "outside the reference"),
+    ],
+)
+def test_a_position_that_is_none_is_a_sentence(
+    model: Path,
+    reference: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    columns: dict[str, pa.Array],
+    sentence: str,
+) -> None:
+    table, out = tmp_path / "in.parquet", tmp_path / "out.tsv"
+    given = {
+        "chrom": ["chr1"] * 2,
+        "pos": columns["pos"],
+        "ref": [SEQUENCE[100], "A"],
+        "alt": [other(SEQUENCE[100]), "C"],
+    }
+    parquet.write_table(pa.table(given), table)
+    ended, _, err = run(capsys, "score", model, table, "--reference", reference, "--out", out)
+    assert (ended, sentence in err) == (3, True), err
+    table.write_bytes(table.read_bytes()[:-200] + bytes(200))
+    ended, _, err = run(capsys, "score", model, table, "--reference", reference, "--out", out)
+    assert (ended, "is no table that can be read" in err) == (3, True), err
+
+
+def test_text_that_a_table_holds_as_bytes_is_text(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"chrom": ["chr1"] * 3, "pos": [1, 50, 101], "ref": [SEQUENCE[at] for at in (0, 49, 100)]}
+    given["alt"] = [other(base) for base in given["ref"]]
+    llr = []
+    for kind in (pa.string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())):
+        columns = {key: pa.array(value, None if key == "pos" else kind) for key, value in given.items()}
+        table, out = tmp_path / f"in-{len(llr)}.parquet", tmp_path / f"out-{len(llr)}.parquet"
+        parquet.write_table(pa.table(columns), table)
+        assert run(capsys, "score", model, table, "--reference", reference, "--out", out)[0] == 0
+        llr.append(parquet.read_table(out)["llr"].to_pylist())
+    assert None not in llr[0]
+    assert llr[0] == llr[1] == llr[2]
+
+
+def test_what_compresses_is_asked_for_before_anything_is_scored(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pysam", None)
+    monkeypatch.setattr(
+        "dnascale.evaluate.variants.files.load_model", lambda *_args, **_options: pytest.fail("too late")
+    )
+    vcf = write_vcf(tmp_path / "in.vcf", vcf_lines())
+    words = ("score", model, vcf, "--reference", reference, "--out", tmp_path / "out.vcf.gz")
+    ended, _, err = run(capsys, *words)
+    assert (ended, "needs pysam: pip install 'dnascale[biology]', or name a .vcf" in err) == (2, True), err
 
 
 @pytest.mark.parametrize("case", list(BAD_VCF))

@@ -13,8 +13,9 @@ from dnascale.config import Config, parse
 from dnascale.data.masking import Masking
 from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.model.modernbert import MaskedLanguageModel, build
+from dnascale.train.batching import divides
 from dnascale.train.environment import devices
-from dnascale.train.memory import candidates, is_out_of_memory, recorded
+from dnascale.train.memory import candidates, explain_shortage, is_out_of_memory, recorded, with_micro_batch
 from dnascale.train.schedules import stages
 from dnascale.vocab import CHARACTER
 
@@ -47,6 +48,33 @@ def test_candidates_are_what_divides_the_batch_of_every_process_and_stage() -> N
     # A stage of 9 windows takes them all at once, or 3, or 1.
     assert found(1, [{"tokens": 64, "global_batch_tokens": 64 * 9}, {}]) == [24, 12, 3, 1]
     assert found(1, [{"tokens": 64, "context": 16}, {}]) == [24, 12, 8, 6, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize(
+    "of_run",
+    [
+        [],
+        [{"tokens": 64, "context": 16}, {}],
+        [{"tokens": 64, "context": 16, "global_batch_tokens": 320}, {}],
+        [{"tokens": 64, "context": 16, "global_batch_tokens": 320}, {"context": 32, "global_batch_tokens": 384}],
+    ],
+)
+def test_a_batch_is_refused_before_auto_is_settled_only_where_no_micro_batch_divides_it(
+    world: int, of_run: list[dict[str, int]]
+) -> None:
+    one = config(of_run)
+    if candidates(one, stages(one), world):
+        assert divides(one, stages(one), world)
+    if not divides(one, stages(one), world):
+        assert not candidates(one, stages(one), world)
+
+
+def test_the_micro_batch_that_is_advised_needs_what_the_sentence_says() -> None:
+    one = with_micro_batch(config(), 3 * 64)
+    sentence = str(explain_shortage(one, "in step 7", torch.device("cpu")))
+    assert sentence.startswith("out of memory in step 7 with micro-batches of 192 tokens")
+    assert "train.micro_batch_tokens=64 (or auto) needs about 1/3 as much and trains the same, with 3 times" in sentence
 
 
 def kept_bytes(module: MaskedLanguageModel, tokens: torch.Tensor) -> tuple[int, list[torch.Tensor]]:

@@ -76,6 +76,7 @@ def test_numbers_are_regressed_upon(values: np.ndarray) -> None:
         (["a"] * ROWS, 40, "all 240 labels are a"),
         (["a", "b"] * (ROWS // 2), 3, "3 groups cannot be divided into 5 folds"),
         (["a"] * 6 + ["b"] * (ROWS - 6), 40, "has none of it to learn from"),
+        (["1", "2", "inf"] * (ROWS // 3), 40, "the label inf is no finite number"),
         ([f"species{row % 60}" for row in range(ROWS)], 240, "no class has more than 4 sequences, fewer than 5 folds"),
     ],
 )

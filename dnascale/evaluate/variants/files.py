@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from dnascale.evaluate.variants.run import (
     check_new_file,
     compare,
     given_sequences,
-    options_as_json,
     reference_of,
     score,
 )  # fmt: skip
@@ -81,7 +80,7 @@ def score_file(
         out,
         loaded,
         [Input.of(variants), *sources],
-        options_as_json(options) | {"ignore_chr": ignore_chr, "columns": columns},
+        asdict(options) | {"ignore_chr": ignore_chr, "columns": columns},
     )
     score(loaded, alleles, sequences, order, options, parts, ignore_chr, batch_tokens, progress)
     if rank_and_world()[0]:
@@ -119,7 +118,7 @@ def saturate(
     options = replace(options, both_strands=loaded.asks_both(options.both_strands))
     sequences = given_sequences(saturation.sequences)
     order = compare(saturation.alleles, sequences, location, options, loaded.context)
-    decides = options_as_json(options) | {"saturate": saturation.digest, "region": region}
+    decides = asdict(options) | {"saturate": saturation.digest, "region": region}
     parts = open_parts(out, loaded, [], decides)
     score(loaded, saturation.alleles, sequences, order, options, parts, False, batch_tokens, progress)
     if rank_and_world()[0]:
@@ -127,7 +126,7 @@ def saturate(
     scores = {MODEL: np.array([allele.llr for allele in saturation.alleles])}
     if data is not None:
         scores |= count_scores(saturation, data)
-    summary = summarize(saturation, scores) | {"model": str(model), "sequences": location, **options_as_json(options)}
+    summary = summarize(saturation, scores) | {"model": str(model), "sequences": location, **asdict(options)}
     with whole_folder(out) as work:
         write_results(saturation, scores, summary, work)
     remove_parts(out)
@@ -136,6 +135,7 @@ def saturate(
 
 def _kind(out: Path) -> str:
     if out.name.endswith((".vcf", ".vcf.gz", ".vcf.bgz")):
+        vcf.require_writable(out)
         return ".vcf"
     if out.suffix in _TABLES:
         return out.suffix

@@ -5,9 +5,8 @@ genome, and once to cut out windows. No index is needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -189,10 +188,6 @@ def score(
     for number, part in enumerate(parts):
         for at, llr in zip(part.numbers, scores[number], strict=True):
             alleles[at].llr = float(llr)
-
-
-def options_as_json(options: ScoreOptions) -> dict[str, Any]:
-    return asdict(options)
 
 
 def check_new_file(out: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from dnascale.data.sources.input import Input
 from dnascale.data.sources.opened import Source
 from dnascale.data.sources.report import ReadReport
-from dnascale.errors import DataError, UsageError
+from dnascale.errors import DataError, UsageError, first_line
 from dnascale.evaluate.variants.alleles import Allele, Status
 
 #: What is found without being named, in lower case and without '#'.
@@ -45,8 +45,8 @@ def read_table(path: Path) -> Any:
                 parse_options=csv.ParseOptions(delimiter=delimiter),
                 convert_options=csv.ConvertOptions(column_types=text),
             )
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no table that can be read: {error}.") from None
+    except (pa.ArrowInvalid, OSError) as error:  # Parquet that is damaged is an OSError
+        raise DataError(f"{path} is no table that can be read: {first_line(error)}.") from None
 
 
 def columns_of(table: Any, path: Path, named: dict[str, str]) -> dict[str, str]:
@@ -86,20 +86,17 @@ def read_alleles(path: Path, table: Any, columns: dict[str, str]) -> tuple[list[
 
     Raises DataError naming the row of the first that makes no sense.
     """
-    values = {role: table.column(title).to_pylist() for role, title in columns.items()}
+    values = {role: _values(table.column(title)) for role, title in columns.items()}
     own = "chrom" not in columns
     sequences: dict[str, bytes] = {}
     names: dict[str, str] = {}
     found = []
     for row in range(table.num_rows):
         where = f"{path}: row {row + 1}"
-        try:
-            start = int(values["pos"][row]) - 1
-        except (TypeError, ValueError):
-            raise DataError(f"{where}: the position {values['pos'][row]!r} is no number.") from None
+        start = _whole(values["pos"][row], where) - 1
         alt = str(values["alt"][row] or "").encode()
         if own:
-            letters = values["sequence"][row] or ""
+            letters = str(values["sequence"][row] or "")
             contig = names.setdefault(letters, f"sequence of row {row + 1}")
             sequences.setdefault(contig, letters.encode())
             given = values["ref"][row] if "ref" in values else None
@@ -147,6 +144,21 @@ def write_table(table: Any, path: Path, kind: str) -> None:
         parquet.write_table(table, path)
     else:
         csv.write_csv(table, path, csv.WriteOptions(delimiter="\t" if kind == ".tsv" else ",", quoting_style="needed"))
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python's own values; bytes are text."""
+    return [one.decode(errors="replace") if isinstance(one, bytes) else one for one in column.to_pylist()]
+
+
+def _whole(position: Any, where: str) -> int:
+    try:
+        number = int(position)
+    except (TypeError, ValueError, OverflowError):  # the last: infinity
+        raise DataError(f"{where}: the position {position!r} is no number.") from None
+    if isinstance(position, float) and position != number:
+        raise DataError(f"{where}: the position {position!r} is no whole number.")
+    return number
 
 
 def _plain(title: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,7 @@ from dnascale.evaluate.variants.alleles import Allele, Status
 LLR, STATUS = "DNASCALE_LLR", "DNASCALE_STATUS"
 _COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO
 _INFO = 7
+_PACKED = (".gz", ".bgz")
 
 
 def is_vcf(path: Path) -> bool:
@@ -96,22 +98,23 @@ def write_scored(path: Path, alleles: list[Allele], out: IO[bytes], how: str) ->
         out.write(b"\t".join(fields) + line[len(body) :])
 
 
+def require_writable(final: Path) -> None:
+    """Raises UsageError when `final` is to be compressed, and pysam, which does that, is not there."""
+    if final.suffix in _PACKED and find_spec("pysam") is None:
+        raise UsageError(
+            f"{final.name} is to be compressed, which needs pysam: pip install 'dnascale[biology]', or name a .vcf."
+        )
+
+
 @contextmanager
 def opened_for_writing(path: Path, final: Path) -> Iterator[IO[bytes]]:
-    """The file `path` to write VCF into; BGZF, which tabix indexes, where `final` ends with .gz or .bgz.
-
-    Raises UsageError when pysam, which compresses, is not there.
-    """
-    if final.suffix not in (".gz", ".bgz"):
+    """The file `path` to write VCF into; BGZF, which tabix indexes, where `final` ends with .gz or .bgz."""
+    if final.suffix not in _PACKED:
         with path.open("wb") as plain:
             yield plain
         return
-    try:
-        from pysam import BGZFile
-    except ImportError:
-        raise UsageError(
-            f"{final.name} is to be compressed, which needs pysam: pip install 'dnascale[biology]', or name a .vcf."
-        ) from None
+    from pysam import BGZFile
+
     with BGZFile(str(path), "wb", None) as packed:
         yield packed
 
