@@ -7,6 +7,7 @@ from typing import Any
 from dnascale import __version__
 from dnascale.data.shards import load_dataset
 from dnascale.errors import DnascaleError
+from dnascale.report.read import read_evaluations, read_json
 from dnascale.runs import Run
 
 
@@ -92,9 +93,7 @@ def _recipe(run: Run) -> str:
         ["precision", config.train.precision],
         ["seed", f"{config.train.seed}"],
     ]
-    environment = run.folder / "environment.json"
-    if environment.is_file():
-        known = json.loads(environment.read_text())
+    if known := read_json(run.folder / "environment.json"):
         rows.append(["devices", ", ".join(known.get("devices", []))])
         rows.append(["versions", ", ".join(f"{name} {v}" for name, v in known.get("versions", {}).items())])
     rows += [[words, f"{value:.4f} nats per base"] for words, value in _last_losses(run)]
@@ -123,11 +122,7 @@ def _last_losses(run: Run) -> list[tuple[str, float]]:
 def _evaluations(run: Run) -> str:
     """Of this very step, each split once; those of others are left out, and what is no evaluation."""
     text, known = "", set()
-    for path in sorted(run.folder.glob("*evaluation-*.json")):
-        try:
-            result = json.loads(path.read_text())
-        except ValueError:
-            continue  # somebody's own, or damaged
+    for result in read_evaluations(run.folder.glob("*evaluation-*.json")):
         if result["step"] != run.checkpoint.state.step or result["split"] in known:
             continue
         known.add(result["split"])

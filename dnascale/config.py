@@ -294,6 +294,10 @@ class Config(_Section):
     log: LogConfig = LogConfig()
     run: RunConfig
 
+    def with_train(self, **values: Any) -> "Config":
+        """The same with other values in `train`, which are not checked."""
+        return self.model_copy(update={"train": self.train.model_copy(update=values)})
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         context, train = self.model.context, self.train
@@ -368,6 +372,19 @@ def _expand_mixture(data: dict[str, Any]) -> None:
         if any("weight" in source for source in mixture["sources"].values()):
             del mixture["temperature"]
         data.update({**mixture, **data})
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds, as it stands there. Raises UsageError where that is no tree of keys."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as configuration: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} holds no configuration: it is empty or damaged. Restore it from a copy of the run.")
+    return tree
 
 
 def parse(values: dict[str, Any], source: str) -> Config:

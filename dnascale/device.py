@@ -12,10 +12,9 @@ def choose_device(asked: str) -> str:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         return next(device for device, available in here.items() if available)
-    if not here[asked]:
-        raise UsageError(
-            f"device={asked}, but torch sees no such device here; there is: {', '.join(d for d in here if here[d])}."
-        )
+    if not here.get(asked):
+        what = "torch sees no such device here" if asked in here else "that is no kind of device (cuda, mps or cpu)"
+        raise UsageError(f"device={asked}, but {what}; there is: {', '.join(d for d in here if here[d])}.")
     return asked
 
 
@@ -45,5 +44,4 @@ def settle_precision(config: Config, device: str) -> Config:
     """`config` with train.precision said, where it was `auto`."""
     if config.train.precision != "auto":
         return config
-    train = config.train.model_copy(update={"precision": fastest_precision(device)})
-    return config.model_copy(update={"train": train})
+    return config.with_train(precision=fastest_precision(device))

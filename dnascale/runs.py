@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnascale.config import Config, DataConfig, parse
+from dnascale.config import Config, DataConfig, parse, read_tree
 from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.train.checkpoint import Checkpoint, committed, require_newest
@@ -31,8 +31,6 @@ class Run:
 
         Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint.
         """
-        import yaml
-
         checkpoint = None
         if (folder / "MANIFEST.json").is_file():
             checkpoint = Checkpoint(folder)
@@ -44,7 +42,7 @@ class Run:
             raise UsageError(f"{folder} is not there: the checkpoints of {folder.parent.parent} are {there}.")
         if not path.is_file():
             raise UsageError(f"{folder} is no run folder: it has no config.yaml (dnascale train makes one).")
-        config = parse(yaml.safe_load(path.read_text()), str(path))
+        config = parse(read_tree(path), str(path))
         locations = config.data.locations()
         if data is not None:
             if len(locations) > 1:

@@ -20,7 +20,7 @@ from dnascale.model.flops import keys_per_token, train_flops_per_token
 from dnascale.model.memory import parameters, state_bytes, token_bytes, token_bytes_on_cpu, tokens_that_fit
 from dnascale.train.batching import divide_batch
 from dnascale.train.engines.deepspeed import STAGES
-from dnascale.train.memory import candidates, with_micro_batch
+from dnascale.train.memory import candidates
 from dnascale.train.schedules import stages
 
 #: Of the sheet's rate: matrix products (0.79 measured on H100 and H200, 8,192-cube), flash attention of whole records, and of local
@@ -195,7 +195,7 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
             f"evenly: a single window needs about {needs:,.1f} GB with train.engine={engine}. More devices, ZeRO, or train.recompute=layers."
         )
     micro = possible[0]
-    batching = divide_batch(with_micro_batch(config, micro), of_run[0], devices)
+    batching = divide_batch(config.with_train(micro_batch_tokens=micro), of_run[0], devices)
     count = parameters(model) + vocabulary * model.hidden_size
     if card.cpu:
         computing = micro * cpu_seconds_per_token(config, card, vocabulary)

@@ -188,14 +188,16 @@ def in_process_of_its_own(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of `dnascale bench run`. Raises UsageError or DataError."""
+    """The rows of a file of `dnascale bench run`. Raises UsageError, or DataError with a line for each thing that is wrong."""
     from dnascale.errors import DataError, UsageError
 
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    rows = []
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no file of `dnascale bench run`.") from None
+    rows, wrong = [], []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -203,7 +205,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}:{number} is no row of `dnascale bench run`.") from None
         rows.append(row)
+        wrong += [f"{path}:{number}: {one}" for one in _wrong(row)]
+    if wrong:
+        raise DataError("\n".join(wrong))
     return rows
+
+
+def _wrong(row: dict[str, Any]) -> list[str]:
+    """What a row that was measured lacks, or cannot be."""
+    if "error" in row:
+        return []
+    said = [f"{key} is missing" for key in COLUMNS if key not in row]
+    said += [f"{key} is {row[key]!r}" for key, kind in COLUMNS.items() if key in row and not _is(row[key], kind)]
+    if not said and not 0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"]:
+        said.append("tokens_per_second is not between lowest and highest")
+    if not said and row["mfu"] is not None and not 0 < row["mfu"] < 1:
+        said.append(f"mfu is {row['mfu']}")
+    return said
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """A whole number is a float too."""
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 def _child(task: dict[str, Any]) -> None:

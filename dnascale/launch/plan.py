@@ -9,7 +9,6 @@ from dnascale.errors import UsageError
 from dnascale.launch.machine import Machine
 from dnascale.model.memory import parameters, state_bytes, tokens_that_fit
 from dnascale.train.batching import divide_batch, divides
-from dnascale.train.memory import with_micro_batch
 from dnascale.train.schedules import stages
 
 #: Where the first node listens. In Slurm another for each job, so that two jobs may share a node.
@@ -143,7 +142,7 @@ def _divisible(config: Config, nodes: int, local: int, reasons: list[str]) -> in
     of_run = stages(config)
     windows = " and ".join(dict.fromkeys(str(one.global_batch_tokens // one.context) for one in of_run))
     for used in range(nodes, 0, -1):
-        if divides(with_micro_batch(config, "auto"), of_run, used * local):
+        if divides(config.with_train(micro_batch_tokens="auto"), of_run, used * local):
             if used < nodes:
                 reasons.append(
                     f"{windows} windows of the global batch do not divide over {nodes} x {local} processes: {used} of {nodes} "

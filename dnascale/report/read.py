@@ -1,13 +1,14 @@
 """What a run's folder says of it, as one JSON object: what the page shows, and nothing else."""
 
+import contextlib
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dnascale.config import read_tree
 from dnascale.errors import UsageError
 
 #: Of a train line, what is drawn.
@@ -21,13 +22,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Raises UsageError when `folder` holds no run. A file that is missing, torn or damaged is left out, as is a run's torn last line."""
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} holds no run (no config.yaml): name the run.dir of a training.")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = read_tree(folder / "config.yaml")
     lines = _lines(folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
     every = math.ceil(len(train) / MAX_LINES) or 1
     drawn = train[::every] if (len(train) - 1) % every == 0 else [*train[::every], train[-1]]
-    evaluations = [found for path in sorted(folder.glob("evaluation-*.json"), reverse=True) if (found := _json(path))]
+    evaluations = read_evaluations(folder.glob("evaluation-*.json"))[::-1]
     return {
         "name": folder.resolve().name,
         "folder": str(folder),
@@ -39,9 +40,35 @@ def read_run(folder: Path) -> dict[str, Any]:
         "summary": _summary(train, valid, evaluations, config),
         "evaluations": evaluations,
         "config": _flat(config),
-        "environment": _flat(_json(folder / "environment.json")),
+        "environment": _flat(read_json(folder / "environment.json")),
         "data": _cards(config, folder),
     }  # fmt: skip
+
+
+def read_evaluations(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """What `dnascale eval` wrote, by name of the files. Somebody's own files of such names are left out, and damaged ones."""
+    return [one for path in sorted(paths) if _is_evaluation(one := read_json(path))]
+
+
+def _is_evaluation(one: dict[str, Any]) -> bool:
+    baselines = one.get("baselines")
+    return (
+        {"step", "split"} <= one.keys()
+        and isinstance(baselines, list)
+        and all(
+            isinstance(score, dict) and {"nats_per_base", "bits_per_base"} <= score.keys()
+            for score in [one.get("model"), *baselines]
+        )
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds; an empty one where it holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -55,14 +82,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and "kind" in line and "step" in line:
             found.append(line)
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _finite(value: Any) -> Any:
@@ -148,9 +167,11 @@ def _cards(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     )
     cards = []
     for name, place in places.items():
-        found = [card for path in (Path(place), folder / "data") if (card := _json(path / "dataset.json"))]
-        if found:
-            cards.append({"name": found[0].get("name", name), "facts": _facts(found[0], place)})
+        for path in (Path(place), folder / "data"):
+            card = read_json(path / "dataset.json")
+            with contextlib.suppress(KeyError, TypeError, AttributeError):  # of another program, or damaged
+                cards.append({"name": card.get("name", name), "facts": _facts(card, place)})
+                break
     return cards
 
 

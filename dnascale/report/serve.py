@@ -6,7 +6,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from dnascale.errors import DnascaleError, UsageError
+from dnascale.errors import UsageError, first_line
 from dnascale.report.page import page, page_data
 
 EVERY = 5  # seconds between looks of the page for newer numbers
@@ -35,8 +35,8 @@ def open_server(folders: list[Path], port: int, every: int = EVERY) -> Threading
             kind, make = found
             try:
                 body = make().encode()
-            except DnascaleError as error:
-                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=str(error))
+            except Exception as error:  # the next look may find it whole again
+                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=first_line(error))
                 return
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Type", kind)

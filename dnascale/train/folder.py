@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import TextIO
 
-import yaml
-
-from dnascale.config import Config, changes, parse, to_yaml
+from dnascale.config import Config, changes, parse, read_tree, to_yaml
 from dnascale.data.corpus import Corpus
 from dnascale.data.remote import is_remote
 from dnascale.data.transport import without_secrets
@@ -17,10 +15,6 @@ from dnascale.train.environment import environment
 #: Keys of the model that matter to its fresh weights alone. With any other, its checkpoints are of another model.
 _OF_A_BEGINNING = ("model.init_from:", "model.initializer_range:")
 _SIZES = ("model.hidden_size:", "model.intermediate_size:", "model.layers:")
-
-
-def with_steps(config: Config, steps: int | None) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
 
 
 def settle_config(run: Path, config: Config) -> Config:
@@ -34,13 +28,13 @@ def settle_config(run: Path, config: Config) -> Config:
         if run.is_dir() and any(path.name not in begun and "partial" not in path.name for path in run.iterdir()):
             raise UsageError(f"run.dir={run} is not empty and holds no run: choose another folder.")
         return config
-    before = parse(yaml.safe_load(path.read_text()), str(path))
+    before = parse(read_tree(path), str(path))
     length = ("minutes", "epochs")
     if config.train.steps is None:
         if any(getattr(config.train, key) != getattr(before.train, key) for key in length):
-            before = with_steps(before, None)
+            before = before.with_train(steps=None)
         else:
-            config = with_steps(config, before.train.steps)
+            config = config.with_train(steps=before.train.steps)
     if (differing := changes(before, config)) and not config.run.allow_change:
         model = [line for line in differing if line.startswith("model.") and not line.startswith(_OF_A_BEGINNING)]
         if model and any((run / "checkpoints").glob("step-*")):

@@ -15,7 +15,6 @@ from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Dealing, TrainStream
 from dnascale.train.batching import divide_batch, to_device
 from dnascale.train.engines import compile_mode
-from dnascale.train.folder import with_steps
 from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage, steps_within
 from dnascale.train.screen import Screen
@@ -43,10 +42,10 @@ def settle_steps(
         more = "" if alone else ", each process alone and undivided: exchanging data comes on top"
         screen.note(f"timing a few steps to fit train.minutes{more}")
         seconds = [_time_step(accelerator, config, stage, reader, order, module) for stage in of_run]
-        return with_steps(config, max(10, steps_within(of_run, config.train.minutes * 60, seconds)))
+        return config.with_train(steps=max(10, steps_within(of_run, config.train.minutes * 60, seconds)))
     assert config.train.epochs is not None
     tokens = config.train.epochs * order.epoch_windows * config.model.context
-    return with_steps(config, steps_within(of_run, tokens, [stage.global_batch_tokens for stage in of_run]))
+    return config.with_train(steps=steps_within(of_run, tokens, [stage.global_batch_tokens for stage in of_run]))
 
 
 def _time_step(

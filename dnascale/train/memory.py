@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -57,10 +57,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def with_micro_batch(config: Config, tokens: int | Literal["auto"]) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_tokens": tokens})})
-
-
 def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
     """The micro-batches, in tokens, that divide the global batch of every stage on `world` processes; largest first."""
     context = config.model.context
@@ -68,7 +64,7 @@ def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
     return [
         windows * context
         for windows in range(largest, 0, -1)
-        if divides(with_micro_batch(config, windows * context), of_run, world)
+        if divides(config.with_train(micro_batch_tokens=windows * context), of_run, world)
     ]
 
 
@@ -104,20 +100,20 @@ def find_micro_batch(
     agreed = int(accelerator.gather(before).min())
     if agreed in possible:
         say(f"micro-batch of {agreed:,} tokens, as the run began")
-        return with_micro_batch(config, agreed)
+        return config.with_train(micro_batch_tokens=agreed)
     if not probes(device):
         free = psutil.virtual_memory().available * _HOST_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", world))
         fits = int(free / token_bytes_on_cpu(config.model, config.train.precision == "fp32"))
         smallest = int(accelerator.gather(torch.tensor([fits], device=device)).min())
         chosen = next((tokens for tokens in possible if tokens <= smallest), possible[-1])
         say(f"micro-batch of {chosen:,} tokens, for which this machine has memory")
-        return with_micro_batch(config, chosen)
+        return config.with_train(micro_batch_tokens=chosen)
     tokens = possible[0]
     while True:
         fitted = _fits(attempt, tokens, device)
         if bool(accelerator.gather(torch.tensor([int(fitted)], device=device)).min()):
             say(f"micro-batch of {tokens:,} tokens, the largest that a step was possible with")
-            return with_micro_batch(config, tokens)
+            return config.with_train(micro_batch_tokens=tokens)
         smaller = [other for other in possible if other <= tokens // 2] or [
             other for other in possible if other < tokens
         ]

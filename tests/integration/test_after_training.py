@@ -124,6 +124,8 @@ def test_the_card_has_an_evaluation_once_and_none_that_cannot_be_read(run: Path,
     for path in (copy, newest):
         assert dnascale("eval", path).code == 0
     (copy / "my-evaluation-notes.json").write_text("{not json")
+    (copy / "evaluation-mine.json").write_text('{"accuracy": 0.9}')
+    (copy / "environment.json").write_text("")
     assert dnascale("export", copy, tmp_path / "model").code == 0
     assert (tmp_path / "model" / "README.md").read_text().count("## Held-out loss (valid split)") == 1
 

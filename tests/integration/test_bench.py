@@ -168,6 +168,19 @@ def test_rows_are_drawn(
         assert "out of memory" in text
 
 
+def test_rows_that_are_not_whole_are_a_sentence_for_every_command(tmp_path: Path) -> None:
+    torn = write(tmp_path / "torn.jsonl", [{"name": "a"}])
+    picture = tmp_path / "picture.jsonl"
+    picture.write_bytes(b"\x89PNG\r\n")
+    for words in (("table",), ("compare", torn), ("plot",), ("validate",)):
+        assert f"{torn}:1: parameters is missing" in dnascale("bench", *words, torn).output
+        assert dnascale("bench", *words, picture).code == 3
+    outcome = dnascale("plan", "nano", "--rows", torn, "--hardware", "H100", "data.path=x", "train.steps=9")
+    assert f"{torn}:1: parameters is missing" in outcome.output
+    outcome = dnascale("bench", "run", "nano", *SMALL, "--out", tmp_path / "no" / "rows.jsonl")
+    assert (outcome.code, "rows.jsonl cannot be written" in outcome.error) == (2, True), outcome.output
+
+
 def test_a_plot_that_cannot_be_is_a_sentence(measured: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", measured[1])
     assert "is none of .png, .svg, .html" in dnascale("bench", "plot", rows, "--out", tmp_path / "plot.doc").error

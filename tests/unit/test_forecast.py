@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dnascale.bench.forecast import forecast, with_measured
+from dnascale.bench.throughput import COLUMNS
 from dnascale.cli import main
 from dnascale.config import Config, load_config
 from dnascale.errors import UsageError
@@ -183,8 +184,12 @@ def test_a_measured_row_of_the_same_model_and_hardware_gives_the_rate() -> None:
 
 
 def test_the_command_says_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {
-        "name": "base --grid x", "devices": 8, "device": "NVIDIA H100 80GB HBM3", "engine": "ddp", "precision": "bf16", "tokens_per_second": 3e6,
+    numbers = {key: 1.0 for key, kind in COLUMNS.items() if kind is float} | {
+        key: 1 for key, kind in COLUMNS.items() if kind is int
+    }
+    row = numbers | {
+        "attention": "flash", "compile": None, "recompute": False, "mfu": 0.3, "watts": None, "synthetic": False, "versions": {},
+        "commit": None, "lowest": 3e6, "highest": 3e6, "name": "base --grid x", "devices": 8, "device": "NVIDIA H100 80GB HBM3", "engine": "ddp", "precision": "bf16", "tokens_per_second": 3e6,
         "date": "2026-11-26", "config": config("base").model_dump(mode="json"),
     }  # fmt: skip
     rows = tmp_path / "rows.jsonl"

@@ -15,7 +15,7 @@ from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.train.batching import divides
 from dnascale.train.environment import devices
-from dnascale.train.memory import candidates, explain_shortage, is_out_of_memory, recorded, with_micro_batch
+from dnascale.train.memory import candidates, explain_shortage, is_out_of_memory, recorded
 from dnascale.train.schedules import stages
 from dnascale.vocab import CHARACTER
 
@@ -71,7 +71,7 @@ def test_a_batch_is_refused_before_auto_is_settled_only_where_no_micro_batch_div
 
 
 def test_the_micro_batch_that_is_advised_needs_what_the_sentence_says() -> None:
-    one = with_micro_batch(config(), 3 * 64)
+    one = config().with_train(micro_batch_tokens=3 * 64)
     sentence = str(explain_shortage(one, "in step 7", torch.device("cpu")))
     assert sentence.startswith("out of memory in step 7 with micro-batches of 192 tokens")
     assert "train.micro_batch_tokens=64 (or auto) needs about 1/3 as much and trains the same, with 3 times" in sentence

@@ -117,6 +117,38 @@ def test_a_folder_that_is_no_run_is_a_sentence_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("torn", ["", "train: [unclosed", "just words", "\x00\x00\x00"])
+def test_a_configuration_that_is_torn_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: str
+) -> None:
+    folder = make_run(tmp_path / "a")
+    (folder / "config.yaml").write_text(torn)
+    for command in ("report", "eval"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(folder)])
+        assert ended.value.code == 2
+        assert f"{folder / 'config.yaml'} " in capsys.readouterr().err
+
+
+def test_files_of_others_that_are_named_as_ours_are_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    score = {"name": "counts", "nats_per_base": 1.3, "bits_per_base": 1.9}
+    ours = {"run": "a", "step": 50, "split": "test", "model": score, "baselines": [score], "detail": None}
+    (folder / "evaluation-test.json").write_text(json.dumps(ours))
+    for name, text in (
+        ("a", "[]"), ("b", "{not json"), ("c", '{"loss": 1}'), ("d", json.dumps(ours | {"model": 1.2})),
+        ("e", json.dumps(ours | {"baselines": [{"name": "counts"}]})), ("f", json.dumps(ours | {"baselines": None})),
+    ):  # fmt: skip
+        (folder / f"evaluation-{name}.json").write_text(text)
+    (folder / "data").mkdir()
+    (folder / "data" / "dataset.json").write_text('{"splits": {"train": 7}}')
+    (folder / "environment.json").write_text("{torn")
+    found = read_run(folder)
+    assert found["evaluations"] == [ours]
+    assert found["summary"]["best_baseline"] == 1.3
+    assert found["data"] == []
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     write_report([folder], tmp_path / "1.html")
