@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dnascale import __version__
-from dnascale.data.shards import load_dataset
 from dnascale.errors import DnascaleError
 from dnascale.report.read import read_evaluations, read_json
-from dnascale.runs import Run
+from dnascale.runs import Run, open_data
 
 
 def model_card(run: Run, licence: str | None = None) -> str:
@@ -61,7 +60,7 @@ def _data(run: Run) -> str:
     rows = []
     for name, location in run.locations.items():
         try:
-            dataset = load_dataset(location)
+            dataset = open_data(run.config.data, {name: location}).sources[name]
         except (DnascaleError, OSError):
             rows.append([f"`{Path(location).name}`", "", "", "not there when the model was exported"])
             continue

@@ -112,6 +112,11 @@ class ModelConfig(_Section):
         None, description="begin with the weights of this run folder, or Hugging Face folder or name; the rest is fresh"
     )
 
+    @property
+    def global_layers(self) -> int:
+        """How many layers attend globally; the first does."""
+        return -(-self.layers // self.global_every)
+
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelConfig":
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
@@ -372,19 +377,6 @@ def _expand_mixture(data: dict[str, Any]) -> None:
         if any("weight" in source for source in mixture["sources"].values()):
             del mixture["temperature"]
         data.update({**mixture, **data})
-
-
-def read_tree(path: Path) -> dict[str, Any]:
-    """What a run's config.yaml holds, as it stands there. Raises UsageError where that is no tree of keys."""
-    import yaml
-
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as configuration: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path} holds no configuration: it is empty or damaged. Restore it from a copy of the run.")
-    return tree
 
 
 def parse(values: dict[str, Any], source: str) -> Config:

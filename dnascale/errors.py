@@ -1,6 +1,6 @@
 """Errors that users meet: one sentence each, with a documented exit code.
 
-A function raises the class that names what is wrong; `cli.py` prints the sentence and exits with its code.
+A function raises the class that names what is wrong; `cli/app.py` prints the sentence and exits with its code.
 """
 
 
@@ -70,7 +70,7 @@ def kind(error: Exception) -> str:
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, as far as it fits into a sentence: its first line, of 200 characters at most."""
-    return str(error).partition("\n")[0][:200]
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnascale.errors import CheckpointError, DnascaleError, UsageError
+from dnascale.errors import CheckpointError, DnascaleError, UsageError, first_line
 from dnascale.files import check_new_folder, whole_folder
 from dnascale.runs import Run
 
@@ -67,9 +67,8 @@ def import_weights(source: Path, out: Path, model: Path | None, trust_pickle: bo
         config = AutoConfig.from_pretrained(described, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(described, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().split("\n")[0]
         raise UsageError(
-            f"{described} has no configuration or tokenizer ({first}): --model names a folder that has."
+            f"{described} has no configuration or tokenizer ({first_line(error)}): --model names a folder that has."
         ) from None
     with _unreadable(source):
         weights = _named(_of_deepspeed(tag) if tag is not None else _of_pickles(pickles), source)
@@ -98,9 +97,8 @@ def _unreadable(source: Path) -> Iterator[None]:
     except DnascaleError:
         raise
     except Exception as error:  # whatever reading a pickle may raise
-        first = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"the weights in {source} cannot be read ({type(error).__name__}: {first}): copy them again."
+            f"the weights in {source} cannot be read ({type(error).__name__}: {first_line(error)}): copy them again."
         ) from None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dnascale import __version__
 from dnascale.card import model_card
-from dnascale.errors import CheckpointError, UsageError
+from dnascale.errors import CheckpointError, UsageError, first_line
 from dnascale.faults import fault
 from dnascale.files import whole_folder
 from dnascale.runs import Run
@@ -78,9 +78,8 @@ def push(folder: Path, name: str, token: str, private: bool = False) -> str:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"dnascale {__version__}")
     except Exception as error:  # of the Hub, or of whichever HTTP library its own has chosen
-        first = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"{folder} is written, but was not pushed to {name}: {first} To try again: hf upload {name} {folder}"
+            f"{folder} is written, but was not pushed to {name}: {first_line(error)} To try again: hf upload {name} {folder}"
         ) from None
     return address
 

@@ -87,6 +87,19 @@ def hold(folder: Path, name: str = "lock", shared: bool = False, wait: bool = Fa
     return file
 
 
+def read_tree(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds, as it stands there. Raises UsageError where that is no tree of keys."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as configuration: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} holds no configuration: it is empty or damaged. Restore it from a copy of the run.")
+    return tree
+
+
 def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
     """Writes a small file that is seen either as it was or whole; if `durable`, also after a power cut."""
     work = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnascale.config import Config, DataConfig, parse, read_tree
+from dnascale.config import Config, DataConfig, parse
 from dnascale.data.corpus import Corpus, open_corpus
 from dnascale.errors import CheckpointError, UsageError
+from dnascale.files import read_tree
 from dnascale.train.checkpoint import Checkpoint, committed, require_newest
 from dnascale.vocab import CHARACTER, Vocabulary, read_vocabulary
 
@@ -78,6 +79,11 @@ class Run:
             raise CheckpointError(f"{self.checkpoint.folder} does not fit its model: {missing + unexpected}.")
         hf.tie_weights()
         return hf.eval()
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is a run folder, or one of its checkpoints'."""
+    return (path / "config.yaml").is_file() or (path / "MANIFEST.json").is_file()
 
 
 def open_data(data: DataConfig, locations: dict[str, str] | None = None) -> Corpus:

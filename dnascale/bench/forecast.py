@@ -16,7 +16,7 @@ from dnascale.config import Config, ModelConfig
 from dnascale.errors import UsageError
 from dnascale.hardware import Card, card_of
 from dnascale.model.attention import BLOCKED_FROM
-from dnascale.model.flops import keys_per_token, train_flops_per_token
+from dnascale.model.flops import keys_per_token, product_flops_per_token, train_flops_per_token
 from dnascale.model.memory import parameters, state_bytes, token_bytes, token_bytes_on_cpu, tokens_that_fit
 from dnascale.train.batching import divide_batch
 from dnascale.train.engines.deepspeed import STAGES
@@ -114,8 +114,7 @@ def seconds_per_token(model: ModelConfig, card: Card, masking_rate: float, vocab
     hidden, layers, inner = model.hidden_size, model.layers, model.intermediate_size
     peak, bandwidth = card.teraflops * 1e12, card.bandwidth * 1e12
     window = np.array([model.context])
-    whole = sum(layer % model.global_every == 0 for layer in range(layers))
-    products = 6 * (layers * (4 * hidden**2 + 3 * hidden * inner) + masking_rate * (hidden**2 + hidden * vocabulary))
+    whole, products = model.global_layers, product_flops_per_token(model, vocabulary, masking_rate)
     everything = 12 * hidden * whole * keys_per_token(window, None)
     near = 12 * hidden * (layers - whole) * keys_per_token(window, model.local_attention // 2)
     traffic = layers * ((_BYTES_HIDDEN + _BYTES_ATTENTION) * hidden + _BYTES_GATE * inner)
@@ -128,11 +127,8 @@ def cpu_seconds_per_token(config: Config, card: Card, vocabulary: int) -> float:
     rows on one machine (docs/benchmarks/cpu.jsonl).
     """
     model = config.model
-    hidden, layers, inner, context = model.hidden_size, model.layers, model.intermediate_size, model.context
-    whole = -(-layers // model.global_every)
-    products = 6 * (
-        layers * (4 * hidden**2 + 3 * hidden * inner) + config.masking.rate * hidden * (hidden + vocabulary)
-    )
+    hidden, layers, context = model.hidden_size, model.layers, model.context
+    whole, products = model.global_layers, product_flops_per_token(model, vocabulary, config.masking.rate)
     muon = _orthogonalisation(model) / config.train.global_batch_tokens if config.optimizer.name == "muon" else 0.0
     if config.train.precision == "fp32":
         blocks = context >= BLOCKED_FROM * (model.local_attention // 2)

@@ -30,7 +30,7 @@ def inspect(data: DataFolder, as_json: Json = False) -> None:
             continue
         if mixture:
             print(f"{source}:")
-        show_dataset(dataset, as_json)
+        show_dataset(dataset, as_json, done="read")
         for name, split in content.items():
             show_content(name, split)
     if as_json:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _WARN_OF_LEAKAGE = 0.01  # of a held-out split, in leaked records
 
 
-def show_dataset(dataset: "Dataset", as_json: bool) -> None:
+def show_dataset(dataset: "Dataset", as_json: bool, done: str = "written") -> None:
+    """`done`: what happened to it now."""
     from dnascale.data.tally import sentences
 
     if as_json:
@@ -44,7 +45,7 @@ def show_dataset(dataset: "Dataset", as_json: bool) -> None:
     for source in dataset.sources:
         for warning in source["warnings"]:
             console.print(f"warning  {warning}", style="yellow")
-    console.print(f"written  {dataset.location} (fingerprint {dataset.fingerprint[:12]})")
+    console.print(f"{done:8} {dataset.location} (fingerprint {dataset.fingerprint[:12]})")
 
 
 def show_content(split: str, content: "Content") -> None:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dnascale.cli.score import (
+from dnascale.cli.arguments import (
     BOTH,
     BatchOption,
     ContextOption,
+    Device,
     DeviceOption,
     Model,
     Precision,
@@ -19,7 +20,6 @@ from dnascale.cli.score import (
     StrandsOption,
 )  # fmt: skip
 from dnascale.cli.shared import Json, progress_bar
-from dnascale.cli.train import Device
 
 
 class Per(StrEnum):

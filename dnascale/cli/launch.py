@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dnascale.cli.arguments import Device
 from dnascale.cli.shared import Json, new_console
-from dnascale.cli.train import Device
 
 if TYPE_CHECKING:
     from dnascale.launch.doctor import Finding

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dnascale.cli.arguments import (
+    BOTH,
+    BatchOption,
+    ContextOption,
+    Device,
+    DeviceOption,
+    Model,
+    Precision,
+    PrecisionOption,
+    Strands,
+    StrandsOption,
+)
 from dnascale.cli.shared import Json, new_console, new_table, progress_bar
-from dnascale.cli.train import Device
 
 if TYPE_CHECKING:
     from dnascale.evaluate.variants.alleles import Allele
@@ -30,38 +41,6 @@ class Indels(StrEnum):
 
     pll = "pll"
     skip = "skip"
-
-
-class Strands(StrEnum):
-    """Which strands are asked."""
-
-    auto = "auto"
-    both = "both"
-    forward = "forward"
-
-
-BOTH = {Strands.auto: None, Strands.both: True, Strands.forward: False}
-
-
-class Precision(StrEnum):
-    """Of matrix products."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Run folder, one of its checkpoints, or a Hugging Face folder.")
-]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
-PrecisionOption = Annotated[
-    Precision, typer.Option(help="Of matrix products: bf16 is faster on GPUs and rounds scores.")
-]
-ContextOption = Annotated[int | None, typer.Option(help="Bases a window, if less than the model takes.")]
-StrandsOption = Annotated[
-    Strands, typer.Option(help="The mean of both strands, the strand as given, or (auto) as the model was trained.")
-]
-BatchOption = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward, if memory asks for fewer.")]
 
 
 def score(

@@ -1,26 +1,17 @@
 """`dnascale train`, and what is done with a run afterwards: `eval`, `export`."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dnascale.cli.arguments import Device
 from dnascale.cli.shared import Json, new_console, new_table, progress_bar
 
 if TYPE_CHECKING:
     from dnascale.evaluate.detail import Detail
     from dnascale.evaluate.run import Evaluation
-
-
-class Device(StrEnum):
-    """Where a model is evaluated."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
 
 
 def train(

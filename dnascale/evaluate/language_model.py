@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from dnascale.device import choose_device
-from dnascale.errors import CheckpointError, UsageError
+from dnascale.errors import CheckpointError, UsageError, first_line
 from dnascale.model import attention
 from dnascale.model.attention import Attention
-from dnascale.runs import Run
+from dnascale.runs import Run, is_run
 from dnascale.vocab import CHARACTER, PREDICTED_BASES, Vocabulary
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def load_model(
         import os
 
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if (path / "config.yaml").is_file() or (path / "MANIFEST.json").is_file():
+    if is_run(path):
         model = _of_run(path, chosen, autocast)
     elif (path / "config.json").is_file():
         model = _of_folder(path, chosen, autocast)
@@ -260,8 +260,9 @@ def _of_folder(path: Path, device: torch.device, autocast: torch.dtype | None) -
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         hf = AutoModelForMaskedLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UsageError(f"{path} cannot be loaded as a masked language model with its tokenizer: {first}") from None
+        raise UsageError(
+            f"{path} cannot be loaded as a masked language model with its tokenizer: {first_line(error)}"
+        ) from None
     ids, before, after = _letters_of(tokenizer, path)
     if tokenizer.mask_token_id is None:
         raise UsageError(f"the tokenizer of {path} has no mask token: the model is no masked language model.")

@@ -45,16 +45,17 @@ def train_flops_per_token(model: ModelConfig, vocabulary: int, predicted_share: 
 
     `predicted_share`: of the tokens, for the head. `lengths`: of the records in a sample of windows.
     """
-    hidden, layers = model.hidden_size, model.layers
-    global_layers = sum(layer % model.global_every == 0 for layer in range(layers))
-    linear = layers * (4 * hidden**2 + 3 * hidden * model.intermediate_size)
-    head = predicted_share * (hidden**2 + hidden * vocabulary)
+    near, everything = keys_per_token(lengths, model.local_attention // 2), keys_per_token(lengths, None)
+    keys = model.global_layers * everything + (model.layers - model.global_layers) * near
     # Scores and weighted values are each one multiply-add per key and channel.
-    attention = hidden * (
-        global_layers * keys_per_token(lengths, None)
-        + (layers - global_layers) * keys_per_token(lengths, model.local_attention // 2)
-    )
-    return 6 * (linear + head) + 12 * attention
+    return product_flops_per_token(model, vocabulary, predicted_share) + 12 * model.hidden_size * keys
+
+
+def product_flops_per_token(model: ModelConfig, vocabulary: int, predicted_share: float) -> float:
+    """The part of it that is products with weights."""
+    hidden = model.hidden_size
+    layers = model.layers * (4 * hidden**2 + 3 * hidden * model.intermediate_size)
+    return 6 * (layers + predicted_share * (hidden**2 + hidden * vocabulary))
 
 
 def stage_flops(config: Config, masking: "Masking", stream: "TrainStream", context: int) -> float:

@@ -40,8 +40,7 @@ def token_bytes(model: ModelConfig, flash: bool) -> float:
     inner = 2 * model.layers * (10.6 * model.hidden_size + 2.8 * model.intermediate_size)
     if flash:
         return inner
-    global_layers = -(-model.layers // model.global_every)
-    return 2 * inner + 8 * global_layers * model.heads * model.context  # fp32: twice the bytes
+    return 2 * inner + 8 * model.global_layers * model.heads * model.context  # fp32: twice the bytes
 
 
 def token_bytes_on_cpu(model: ModelConfig, fp32: bool) -> float:

@@ -1,6 +1,6 @@
 """The model: Hugging Face's ModernBertForMaskedLM, unchanged, with masking and loss around it.
 
-`MaskedLanguageModel` is what engines wrap: uint8 tokens and window keys in, loss out. `export` takes `.hf`.
+`MaskedLanguageModel` is what engines wrap: stored tokens and window keys in, loss out. `export` takes `.hf`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -129,7 +129,7 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self, tokens: torch.Tensor, keys: torch.Tensor, room: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """tokens uint8 [B, S], window keys int64 [B], `room(tokens)` -> (loss, sums).
+        """tokens uint8 or uint16 [B, S], window keys int64 [B], `room(tokens)` -> (loss, sums).
 
         loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
         mean over the global batch. sums: float32 [6 + 2 * groups], (weighted nats, weight) over all predicted tokens and over

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dnascale.config import read_tree
 from dnascale.errors import UsageError
+from dnascale.files import read_tree
 
 #: Of a train line, what is drawn.
 _KEYS = ("step", "tokens", "seconds", "nats_per_base", "learning_rate", "gradient_norm", "tokens_per_second", "mfu", "share_of_matmul",

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import TextIO
 
-from dnascale.config import Config, changes, parse, read_tree, to_yaml
+from dnascale.config import Config, changes, parse, to_yaml
 from dnascale.data.corpus import Corpus
 from dnascale.data.remote import is_remote
 from dnascale.data.transport import without_secrets
 from dnascale.errors import UsageError
-from dnascale.files import explained, hold, write_whole
+from dnascale.files import explained, hold, read_tree, write_whole
 from dnascale.train.environment import environment
 
 #: Keys of the model that matter to its fresh weights alone. With any other, its checkpoints are of another model.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnascale.errors import UsageError
+from dnascale.errors import UsageError, first_line
 from dnascale.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def read_source(location: str) -> Source:
 
     Raises UsageError when it is neither, CheckpointError when the run is damaged. Only safetensors are read.
     """
-    from dnascale.runs import Run
+    from dnascale.runs import Run, is_run
 
     path = Path(location)
-    if (path / "config.yaml").is_file() or (path / "MANIFEST.json").is_file():
+    if is_run(path):
         run = Run.open(path)
         where = f"{run.folder}, step {run.checkpoint.state.step:,}"
         checkpoint = run.checkpoint
@@ -49,9 +49,8 @@ def read_source(location: str) -> Source:
         hf = ModernBertForMaskedLM.from_pretrained(location, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().split("\n")[0]
         raise UsageError(
-            f"model.init_from={location} is neither a run folder (it has no config.yaml) nor a Hugging Face model: {first}"
+            f"model.init_from={location} is neither a run folder (it has no config.yaml) nor a Hugging Face model: {first_line(error)}"
         ) from None
     weights = {name: value.detach().float() for name, value in hf.named_parameters()}
     tokens = tokenizer.convert_ids_to_tokens(range(len(weights[_EMBEDDING])))

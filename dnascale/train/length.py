@@ -1,9 +1,7 @@
 """How many steps a run takes: as told, or from epochs, or from a timing of this machine."""
 
-import copy
 import statistics
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +13,9 @@ from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Dealing, TrainStream
 from dnascale.train.batching import divide_batch, to_device
 from dnascale.train.engines import compile_mode
-from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage, steps_within
 from dnascale.train.screen import Screen
+from dnascale.train.trial import trial_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,13 +58,7 @@ def _time_step(
     batching = divide_batch(config, stage, accelerator.num_processes)
     shorter = ShorterWindows(order, config.model.context // stage.context, 0)
     stream = TrainStream(reader.of_context(stage.context), shorter, Dealing(batching.micro_windows))
-    trial = copy.deepcopy(module)
-    trial.masking = replace(trial.masking, rate=stage.masking_rate)
-    if config.train.precision == "bf16":
-        trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
-    if (how := compile_mode(config, accelerator)) is not None:
-        trial.compile_step(how)
-    optimizer = build_optimizer(trial, config.optimizer, config.train.precision)
+    trial, optimizer = trial_of(module, config, stage, compile_mode(config, accelerator))
     micro_batches, updates = [], []
     for _ in range(30):
         begin = time.monotonic()

@@ -1,13 +1,11 @@
 """The memory of the device: how large a micro-batch fits, and what to say when one does not."""
 
 import contextlib
-import copy
 import ctypes
 import gc
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +19,8 @@ from dnascale.errors import MemoryShortage, UsageError
 from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.train.batching import divides, to_device
 from dnascale.train.environment import devices
-from dnascale.train.optim import build_optimizer
 from dnascale.train.schedules import Stage
+from dnascale.train.trial import trial_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -149,13 +147,8 @@ def attempt_step(
     """
 
     def attempt(tokens: int) -> None:
-        trial = copy.deepcopy(module)
-        if config.train.precision == "bf16":
-            trial.autocast = torch.bfloat16  # DeepSpeed will have the weights in bf16; here they are still fp32
-        trial.masking = replace(trial.masking, rate=stage.masking_rate)
-        if compiled is not None:
-            trial.compile_step("layers")  # in seconds; as a whole it needs no more
-        optimizer = build_optimizer(trial, config.optimizer, config.train.precision)
+        # By layers, which takes seconds; as a whole it needs no more.
+        trial, optimizer = trial_of(module, config, stage, None if compiled is None else "layers")
         batch = read(tokens // stage.context)
         device = module.complement.device
         for _ in range(2):  # the second has moments and gradients beside the activations
@@ -230,7 +223,7 @@ def usage(device: torch.device) -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that this process has had in use: of the device's memory on CUDA, else of the host's now."""
+    """The most that this process has had in use: of the device's memory on CUDA; what it has now of that on MPS, else of the host's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -22,7 +22,7 @@ from dnascale.files import sync
 from dnascale.train.checkpoint import Checkpoint, committed, step_of
 
 _MANIFEST = "MANIFEST.json"
-_HELD = ".mirrored-"  # before the name of a checkpoint that is on its way
+HELD = ".mirrored-"  # before the name of a checkpoint that is on its way
 
 
 class Mirror:
@@ -39,10 +39,10 @@ class Mirror:
 
     def send(self, checkpoint: Path) -> None:
         """Of a committed checkpoint, whose files are linked first: it may be removed while they are on their way. Returns at once."""
-        held = checkpoint.with_name(f"{_HELD}{checkpoint.name}")
+        held = checkpoint.with_name(f"{HELD}{checkpoint.name}")
         with self._lock:
             self._waiting = None
-            for left in checkpoint.parent.glob(f"{_HELD}*"):  # what waited, or a killed process has left
+            for left in checkpoint.parent.glob(f"{HELD}*"):  # what waited, or a killed process has left
                 if left != self._going:
                     shutil.rmtree(left, ignore_errors=True)
             try:
@@ -68,7 +68,7 @@ class Mirror:
                 if held is None:
                     self._thread = None
                     return
-            name = held.name.removeprefix(_HELD)
+            name = held.name.removeprefix(HELD)
             try:
                 self._put(held, name)
                 self._prune(name)

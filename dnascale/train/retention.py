@@ -8,6 +8,7 @@ from pathlib import Path
 from dnascale.config import CheckpointConfig
 from dnascale.errors import CheckpointError
 from dnascale.train.checkpoint import Checkpoint, committed, step_of
+from dnascale.train.mirror import HELD
 
 #: A file of this name in a checkpoint's folder keeps it.
 _PIN = "PINNED"
@@ -19,7 +20,9 @@ def prune(folder: Path, newest: Path, config: CheckpointConfig) -> None:
     Folders of later steps were not written by this run, or were found damaged when it began: they do not count, and stay.
     What cannot be removed now is removed next time.
     """
-    leftovers = [path for path in folder.iterdir() if path.name.startswith((".step-", ".trash-"))]
+    # What a run held for its mirror when it was killed is still to be sent, unless there is no mirror any more.
+    names = (".step-", ".trash-", *([HELD] if config.mirror is None else []))
+    leftovers = [path for path in folder.iterdir() if path.name.startswith(names)]
     own = [path for path in committed(folder) if path.name <= newest.name]
     stay = {*own[-config.keep :], *_best(own, config.keep_best), *filter(is_pinned, own)}
     if config.keep_every is not None:

@@ -62,3 +62,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_a_new_one_takes_its_place(human_c
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names >= {"damaged-step-00000004", "step-00000002", "step-00000004"}
     assert (run / "checkpoints" / "damaged-step-00000004" / weights.name).read_bytes() == bytes(spoilt)
+
+
+def test_what_was_held_for_a_mirror_goes_when_there_is_no_mirror_any_more(human_cds: Dataset, tmp_path: Path) -> None:
+    run, there = tmp_path / "run", tmp_path / "there"
+    train(run, human_cds, "train.steps=1")
+    held = run / "checkpoints" / ".mirrored-step-00000001"
+    for mirror in (f"checkpoint.mirror={there}", "checkpoint.mirror=null"):
+        shutil.copytree(run / "checkpoints" / "step-00000001", held)
+        steps = len(committed(run / "checkpoints")) + 1
+        train(run, human_cds, f"train.steps={steps}", mirror, "run.allow_change=true")
+        assert not held.exists()

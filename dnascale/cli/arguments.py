@@ -1,0 +1,48 @@
+"""Arguments and options that several commands have, with their values."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Where a model computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Strands(StrEnum):
+    """Which strands are asked."""
+
+    auto = "auto"
+    both = "both"
+    forward = "forward"
+
+
+BOTH = {Strands.auto: None, Strands.both: True, Strands.forward: False}
+
+
+class Precision(StrEnum):
+    """Of matrix products."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Run folder, one of its checkpoints, or a Hugging Face folder.")
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of matrix products: bf16 is faster on GPUs and rounds scores.")
+]
+ContextOption = Annotated[int | None, typer.Option(help="Bases a window, if less than the model takes.")]
+StrandsOption = Annotated[
+    Strands, typer.Option(help="The mean of both strands, the strand as given, or (auto) as the model was trained.")
+]
+BatchOption = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward, if memory asks for fewer.")]
