@@ -102,6 +102,7 @@ gpu: .venv/dev
 	$(BIN)/python benchmarks/step.py build/human-cds book@512:ours,trainer,trainer-compiled base@1024:ours,trainer,trainer-compiled \
 	  base@1024@32768:ours,zero1,zero2,zero3 base@8192@65536:ours,trainer large@1024:ours,trainer \
 	  --limit 900 --profile build/kernels --out build/step.jsonl
+	$(BIN)/python benchmarks/attention.py
 	$(BIN)/dnascale train small data.path=build/human-cds run.dir=build/gpu-run train.minutes=10
 	$(BIN)/dnascale eval build/gpu-run
 	$(BIN)/python -m pytest -m gpu

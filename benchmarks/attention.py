@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device")
     device = torch.device(parser.parse_args().device or choose_device("auto"))
+    torch.set_num_threads(1)  # of many small products: threads wait for each other longer than they compute
     size = ModelConfig(hidden_size=128, layers=4, heads=2, intermediate_size=192, context=CONTEXT)
     hf = build(size, CHARACTER).eval()
     with torch.no_grad():
