@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from fasta import random_fasta, write
 
-from dnascale.data.prepare import PrepareOptions, prepare
+from dnascale.data.prepare import Crew, Plan, PrepareOptions, carry_out_plan, prepare
 from dnascale.data.prepare.tasks import Progress, Stage
 from dnascale.data.shards import load_dataset
 from dnascale.data.verify import verify
 from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
-from dnascale.files import check_new_folder
+from dnascale.files import check_new_folder, hold
 
 
 def refused(kind: type[DnascaleError], words: str, action: Callable[[], object], folder: Path) -> None:
@@ -78,6 +78,35 @@ def test_the_problems_of_all_inputs_are_told_at_once_and_listed_in_a_file_that_g
     assert made.cleaning["records_in"] == 2
     assert ["skipped" in source for source in made.sources] == [True, False, True]
     assert "x.fa:4:3" in made.sources[0]["skipped"]
+
+
+def test_every_rank_keeps_a_list_of_the_problems_that_it_has_met_until_somebody_prepares_alone(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{n}.fa", [("a", "AC-T"), ("b", "ACGT"), ("c", "AC*T")]) for n in range(4)]
+    plan, out = Plan.of(sources, PrepareOptions(valid=0)), tmp_path / "out"
+    for rank in (0, 1, 0):
+        with pytest.raises(DataError) as caught:
+            carry_out_plan(plan, out, Crew(1, rank, 2, part=True), Progress())
+        assert str(caught.value).endswith(f"All 4 problems are in {out}.problems-{rank}.json.")
+    listed = [json.loads((tmp_path / f"out.problems-{rank}.json").read_text()) for rank in range(2)]
+    assert [list(one) for one in listed] == [sources[::2], sources[1::2]]
+    prepare(sources, out, PrepareOptions(valid=0, skip_bad_records=True))
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_who_may_not_work_in_a_folder_is_not_told_to_remove_it(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"{n}.fa", [("a", "ACGT")]) for n in range(2)]
+    plan, out = Plan.of(sources, PrepareOptions(valid=0)), tmp_path / "out"
+    carry_out_plan(plan, out, Crew(1, 0, 2, part=True), Progress())
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append  # type: ignore[method-assign]
+    with hold(tmp_path / "out.preparing"), pytest.raises(UsageError, match="is being written by another run"):
+        carry_out_plan(plan, out, Crew(), progress)
+    assert notes == []
+    other = Plan.of(sources, PrepareOptions(valid=0, min_length=2))
+    with pytest.raises(UsageError, match="give all parts of one run the same"):
+        carry_out_plan(other, out, Crew(1, 1, 2, part=True), progress)
+    assert [note.partition("; ")[2] for note in notes] == ["remove it to begin anew when no rank is at work any more"]
 
 
 @pytest.mark.parametrize(("names", "kept"), [("xy", True), ("y", False)])

@@ -177,7 +177,7 @@ class Work:
             why = f"with {_difference(found, body)}"
         if why and not alone:
             raise UsageError(
-                f"{self.folder} was begun {why}: give all parts of one run the same, or remove the folder to start anew."
+                f"{self.folder} was begun {why}: give all parts of one run the same, or stop all and remove the folder to start anew."
             )
         if why:
             self._keep_only([] if restarted else [self.read(number).name for number in range(len(self.plan.inputs))])

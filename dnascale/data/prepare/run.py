@@ -1,5 +1,6 @@
 """Carrying out a plan: whatever is open, stage by stage, here or in worker processes, alone or as one of several ranks."""
 
+import glob
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -91,20 +92,14 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
     check_new_folder(out)
     work = Work.beside(out, plan)
     try:
-        with _claimed(work, crew):
+        with _claimed(work, crew), _said_what_is_kept(work, crew, progress):
             if not crew.part:
                 check_new_folder(out)  # again: another run may have ended since
-            problems_file(out).unlink(missing_ok=True)
+            _forget_problems(out, crew)
             for sentence in (plan.about_left_out, work.begin(alone=crew.world == 1)):
                 if sentence:
                     progress.note(sentence)
             return _carry_out(work, out, crew, progress)
-    except (DataError, UsageError):
-        if work.has_results():
-            progress.note(
-                f"what was read is kept in {work.folder}: prepare goes on from there; remove it to begin anew"
-            )
-        raise
     except OSError as error:
         if crew.part and (out / "dataset.json").exists():  # finished by another, and the work folder removed
             return finished(plan, out)
@@ -143,7 +138,7 @@ def _stage(pool: Pool, out: Path, crew: Crew, tasks: list[Task]) -> Unfinished |
     mine.sort(key=lambda task: -task.size(work))  # the longest first: none is begun last
     pool.progress.begin(tasks[0].stage, len(mine), sum(task.size(work) for task in mine))
     if failures := pool.carry_out(mine):
-        raise _problems(failures, work, out)
+        raise _problems(failures, work, problems_file(out, crew))
     left = sum(not task.is_done(work) for task in tasks) if crew.world > 1 else 0
     return Unfinished(tasks[0].stage, left, len(tasks)) if left else None
 
@@ -154,14 +149,13 @@ def _settled(work: Work) -> Settled:
         return load_settled(work) or settle(work)
 
 
-def _problems(failures: dict[Task, str], work: Work, out: Path) -> DataError:
-    """One error for all unusable inputs. If there is more than one problem, all are in a file beside `out`."""
+def _problems(failures: dict[Task, str], work: Work, path: Path) -> DataError:
+    """One error for all unusable inputs. If there is more than one problem, all are written into the file `path`."""
     tasks = sorted(failures, key=lambda task: task.number)
     every = {work.plan.inputs[t.number].name: json.loads(work.problems(t.number).read_bytes()) for t in tasks}
     count = len({problem for problems in every.values() for problem in problems})
     said = ""
     if count > 1:
-        path = problems_file(out)
         write_whole(path, json.dumps(every, indent=1).encode())
         said = f"\nAll {count:,} problems are in {path}."
     texts = list(dict.fromkeys(failures[task] for task in tasks))
@@ -173,9 +167,19 @@ def _problems(failures: dict[Task, str], work: Work, out: Path) -> DataError:
     return DataError("\n".join([what, *lines[:_SHOWN_PROBLEMS], *more, _LEAVE_OUT]) + said)
 
 
-def problems_file(out: Path) -> Path:
-    """Where all problems of the inputs of `out` are listed when there are several."""
-    return out.with_name(f"{out.name}.problems.json")
+def problems_file(out: Path, crew: Crew) -> Path:
+    """Where all problems of the inputs of `out` that this crew has read are listed when there are several."""
+    rank = f"-{crew.rank}" if crew.world > 1 else ""
+    return out.with_name(f"{out.name}.problems{rank}.json")
+
+
+def _forget_problems(out: Path, crew: Crew) -> None:
+    """Removes the lists of earlier calls, but for those of other ranks, which may have just written them."""
+    for path in (problems_file(out, Crew()), problems_file(out, crew)):
+        path.unlink(missing_ok=True)
+    if crew.world == 1:  # no rank is at work
+        for path in out.parent.glob(glob.escape(f"{out.name}.problems-") + "*.json"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -188,3 +192,17 @@ def _claimed(work: Work, crew: Crew) -> Iterator[None]:
         finally:
             if crew.world == 1 and not work.has_results():
                 shutil.rmtree(work.folder, ignore_errors=True)
+
+
+@contextmanager
+def _said_what_is_kept(work: Work, crew: Crew, progress: Progress) -> Iterator[None]:
+    """Notes, when the block refuses something, what a rerun goes on from. Only for who has claimed the folder: it may be removed."""
+    try:
+        yield
+    except (DataError, UsageError):
+        if work.has_results():
+            alone = "" if crew.world == 1 else " when no rank is at work any more"
+            progress.note(
+                f"what was read is kept in {work.folder}: prepare goes on from there; remove it to begin anew{alone}"
+            )
+        raise
