@@ -1,17 +1,19 @@
 """Folders that appear whole or not at all, and what to say when the disk does not take them."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from dnascale.errors import DnascaleError, SpaceError, UsageError
+from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
 
 _STAGING = ".partial-"
 
@@ -24,7 +26,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     SpaceError when the disk is full or a file may not grow that large.
     """
     check_new_folder(out)
-    work = out.with_name(f".{out.name}{_STAGING}{os.getpid()}")
+    work = out.with_name(f".{out.name}{_STAGING}{_process_table()}-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out)
@@ -102,7 +104,9 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
     """Writes a small file that is seen either as it was or whole; if `durable`, also after a power cut."""
-    work = path.with_name(f".{path.name}{_STAGING}{os.getpid()}")
+    work = path.with_name(
+        f".{path.name}{_STAGING}{secrets.token_hex(4)}"
+    )  # containers that share a disk have equal process ids
     try:
         work.write_bytes(content)
         if durable:
@@ -123,6 +127,16 @@ def explained(error: Exception, path: Path, kept: str = "Nothing was kept of it"
             f"no space left to write {path}: {free:,} bytes are free{limit}. {then} space and run the same command again."
         )
     return UsageError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")
+
+
+def unreadable(error: OSError, what: Path | str) -> DataError:
+    """What an OSError while reading `what` means to a user."""
+    return DataError(f"{what} cannot be read: {error.strerror or error}.")
+
+
+def changed_meanwhile(what: Path | str, again: str = "prepare") -> DataError:
+    """What to say of an input that is not what it was when its reading began. `again`: what is to be done once more."""
+    return DataError(f"{what} changed while it was read: {again} again when nothing writes to it.")
 
 
 def no_space(error: BaseException) -> bool:
@@ -147,10 +161,18 @@ def sync(path: Path) -> None:
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Removes staging folders for `out` whose process was killed."""
+    """Removes staging folders for `out` whose process was killed, of those that this host or container can tell it of."""
     import psutil
 
-    for left in out.parent.glob(f".{out.name}{_STAGING}*"):
+    for left in out.parent.glob(glob.escape(f".{out.name}{_STAGING}{_process_table()}-") + "*"):
         pid = left.name.rpartition("-")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _process_table() -> str:
+    """Tells the processes that are seen from here from those of other hosts and containers, which have the same numbers."""
+    seen = socket.gethostname()
+    with suppress(OSError):  # there are namespaces of processes on Linux alone
+        seen += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(seen.encode()).hexdigest()[:8]

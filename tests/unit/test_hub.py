@@ -137,6 +137,15 @@ def test_an_empty_or_absent_folder_is_a_sentence(folder: Path) -> None:
         read(f"hf://{folder}/none")
 
 
+def test_a_link_that_leads_nowhere_is_a_sentence_that_names_it(folder: Path) -> None:
+    pq.write_table(TRAIN, folder / "train.parquet")
+    (folder / "more.parquet").symlink_to(folder / "gone")
+    with pytest.raises(
+        DataError, match=rf"hf://{folder}: {folder}/more.parquet is a link to something that does not exist"
+    ):
+        locate.find([f"hf://{folder}"])
+
+
 @pytest.mark.parametrize("location", ["hf://", "hf://onlyname", "hf://a/b/c/d", "hf://a/b:", "hf://a/b@x@y"])
 def test_what_names_no_data_set_is_explained(location: str) -> None:
     with pytest.raises(UsageError, match="hf://OWNER/NAME"):

@@ -25,6 +25,7 @@ from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import ReadOptions, ReadReport
 from dnascale.data.transport import without_secrets
 from dnascale.errors import DataError, DnascaleError, UsageError
+from dnascale.files import unreadable
 
 _HUB = re.compile(
     r"hf://(?P<path>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/:@]+))?(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.+-]+))?/?"
@@ -74,8 +75,16 @@ def version_of(location: str) -> str | None:
     for root, folders, files in os.walk(place.path):
         folders.sort()
         for file in sorted(files):
-            status = os.stat(os.path.join(root, file))
-            states.append([os.path.relpath(os.path.join(root, file), place.path), status.st_size, status.st_mtime_ns])
+            path = os.path.join(root, file)
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                raise DataError(
+                    f"{location}: {path} is a link to something that does not exist; copy the folder again, with what its links lead to."
+                ) from None
+            except OSError as error:
+                raise unreadable(error, f"{location}: {path}") from None
+            states.append([os.path.relpath(path, place.path), status.st_size, status.st_mtime_ns])
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
 
 
