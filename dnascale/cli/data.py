@@ -92,7 +92,8 @@ def merge(
     from dnascale.data.merge import merge
     from dnascale.data.shards import load_dataset
 
-    size = sum(split.tokens for source in sources for split in load_dataset(source).splits.values())
+    datasets = [load_dataset(source) for source in sources]
+    size = sum(split.tokens * dataset.dtype.itemsize for dataset in datasets for split in dataset.splits.values())
     with bytes_bar("merging", size) as advance:
         dataset = merge(sources, out, advance, max_leakage)
     show_dataset(dataset, as_json)

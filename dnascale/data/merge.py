@@ -33,7 +33,7 @@ def merge(
 
     Raises DataError: one cannot be read or is damaged, they differ in vocabulary, soft mask or block size, a group is in
     one split here and in another there, or more than `max_leakage` of a held-out split stands in the training data of
-    others; UsageError: fewer than two, one twice, `out` is there, or no such share.
+    others; UsageError: fewer than two, a URL, one twice, `out` is there, or no such share.
     """
     if not 0 <= max_leakage <= 1:
         raise UsageError(f"--max-leakage {max_leakage:g} must be a share, from 0 to 1.")
@@ -60,6 +60,10 @@ def merge(
 def _check_alike(datasets: Sequence[Dataset]) -> None:
     first = datasets[0]
     for dataset in datasets:
+        if dataset.remote:
+            raise UsageError(
+                f"{dataset.location} is a URL, and only folders can be merged: copy it here, and name the copy."
+            )
         if dataset.layout != "blocks":
             raise DataError(f"{dataset.location} is an index of tars that others made: list them in one `data index`.")
     for what, of in (
@@ -72,9 +76,6 @@ def _check_alike(datasets: Sequence[Dataset]) -> None:
                 raise DataError(
                     f"{first.location} and {dataset.location} have different {what}: prepare one of them again."
                 )
-
-
-# --- groups ---
 
 
 def _check_groups(datasets: Sequence[Dataset]) -> None:
@@ -105,9 +106,6 @@ def _hash(text: str) -> int:
 def _group_hashes(dataset: Dataset, split: str) -> np.ndarray:
     """uint64 [groups], sorted."""
     return np.unique(np.fromiter(map(_hash, _groups(dataset, split)), dtype=np.uint64))
-
-
-# --- shards ---
 
 
 class _Writer:
@@ -197,9 +195,6 @@ class _RecordHashes:
             self.found.append(int.from_bytes(self._hash.digest()))
             self._hash, done = hashlib.blake2b(digest_size=8), end + 1
         self._hash.update(plain[done:].data)
-
-
-# --- the report ---
 
 
 def _describe(

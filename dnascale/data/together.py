@@ -40,7 +40,7 @@ def check_together(
         datasets: by the name that is said of each.
         most: how much of a held-out split, in 31-mers, may be in such records; data sets with 1 or more are not looked at.
         folder: for temporary files, 8 bytes a sampled 31-mer.
-        progress: called with bytes of shards read.
+        progress: called with tokens read.
 
     Raises:
         DataError: more than that is; a shard or a table of records is damaged.
@@ -115,7 +115,7 @@ def _sampled(dataset: Dataset, split: str, every: int, file: Path, progress: Cal
                 sketcher.add(codes[done:end])
                 done = end + 1
             sketcher.add(codes[done:], whole=False)
-            progress(piece.nbytes)
+            progress(len(piece))
     values, counts = sketcher.finish()
     if not len(values):
         return Sample(values, counts)

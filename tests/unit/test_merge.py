@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from fasta import random_fasta, write
 
+from dnascale.cli.data import merge as command
 from dnascale.data.merge import merge
 from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.read import split_records
@@ -127,3 +130,30 @@ def test_a_damaged_block_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"shard-000000\.tar"):
         merge([str(part.folder) for part in parts], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_url_is_refused_in_a_sentence_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNASCALE_CACHE", str(tmp_path / "cache"))
+    one, two = prepared(tmp_path, "a", 1), prepared(tmp_path, "b", 2)
+    url = f"file://{two.folder}"
+    with pytest.raises(UsageError, match=f"^{url} is a URL, and only folders can be merged: "):
+        merge([str(one.folder), url], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["character", "kmer:6"])
+def test_the_bar_ends_at_the_bytes_that_were_copied(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PrepareOptions(valid=0.2, max_leakage=None, tokenizer=tokenizer)
+    parts = [str(prepared(tmp_path, name, seed, options).folder) for seed, name in enumerate("ab")]
+    sizes, done = [], []
+
+    @contextmanager
+    def bar(_what: str, size: int) -> Iterator[Callable[[int], None]]:
+        sizes.append(size)
+        yield done.append
+
+    monkeypatch.setattr("dnascale.cli.data.bytes_bar", bar)
+    command(parts, tmp_path / "merged", 1.0)
+    assert sizes == [sum(done)]

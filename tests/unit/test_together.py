@@ -12,7 +12,7 @@ from dnascale.data.inspect import content_of
 from dnascale.data.merge import merge
 from dnascale.data.prepare import Crew, PrepareOptions, prepare
 from dnascale.data.prepare.recipe import carry_out_recipe, load_recipe
-from dnascale.data.prepare.tasks import Progress
+from dnascale.data.prepare.tasks import Progress, Stage
 from dnascale.data.shards import Dataset
 from dnascale.data.together import check_together
 from dnascale.errors import DataError, UsageError
@@ -100,6 +100,34 @@ def test_sources_of_a_recipe_are_compared_and_nothing_appears_when_they_leak(gen
     carry_out_recipe(load_recipe(recipe), out, Crew(), Told())
     assert "valid of first: 40.0% (2 of 5 records) stands in the training data of others" in told
     assert (out / "mixture.yaml").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["character", "kmer:6"])
+def test_the_comparison_of_sources_ends_at_the_size_that_it_began_with(
+    tokenizer: str, genes: list[str], tmp_path: Path
+) -> None:
+    for name, part in (("a", genes[:10]), ("b", genes[10:])):
+        write(tmp_path / f"{name}.fa", [(f"{name}{number}", bases) for number, bases in enumerate(part)])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"sources:\n  first: {{inputs: {tmp_path}/a.fa, valid: a0}}\n  second: {{inputs: {tmp_path}/b.fa, valid: b0}}\n"
+        f"options: {{group: record, tokenizer: '{tokenizer}', max_leakage: 0.99}}\n"
+    )
+
+    class Compared(Progress):
+        size = done = 0
+        now = ""
+
+        def begin(self, stage: Stage, tasks: int, size: int) -> None:
+            self.now, self.size = stage, size
+
+        def advance(self, bases: int) -> None:
+            self.done += bases if self.now == "comparing" else 0
+
+    progress = Compared()
+    carry_out_recipe(load_recipe(recipe), tmp_path / "out", Crew(), progress)
+    assert progress.now == "comparing"
+    assert progress.done == progress.size > 0
 
 
 def test_lengths_are_those_of_the_pieces_that_runs_of_n_leave(tmp_path: Path) -> None:
