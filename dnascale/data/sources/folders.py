@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_PACKED = (".gz", ".bgz", ".bgzf", ".bz2", ".xz", ".zst", ".zstd")
+from dnascale.data.sources.compression import SUFFIXES
+
 _SEQUENCES = frozenset(
     ("fa", "fasta", "fas", "fna", "ffn", "frn", "fsa", "mfa", "fq", "fastq", "gb", "gbk", "gbff", "genbank", "embl", "2bit",
      "parquet", "arrow", "feather", "ipc")
@@ -30,7 +31,7 @@ def _kind(name: str) -> str:
     file = name.replace("\\", "/").rpartition("/")[2].lower()
     if file.endswith(".records.parquet"):  # beside the shards of a data set, which may lie in the folder of its inputs
         return "others"
-    for end in _PACKED:
+    for end in SUFFIXES:
         file = file.removesuffix(end)
     end = file.rpartition(".")[2]
     if file.startswith(".") or "." not in file:
