@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dnascale.data.sources import Record
 from dnascale.data.sources.growing import Growing
 from dnascale.data.take import CleanOptions, clean, cleaning
-from dnascale.data.take.cds import STOPS, fault_of_cds
+from dnascale.data.take.cds import fault_of_cds
+from dnascale.data.take.genetic_codes import STOPS, amino_acids
 from dnascale.data.take.stretch import COMPLEMENT, View, as_dna, reverse_complement, stretch
 from dnascale.data.tally import Count, Tally
 from dnascale.errors import UsageError
@@ -176,11 +177,12 @@ def test_complements_are_those_of_biopython():
     assert COMPLEMENT[ord("i")] == ord("i")
 
 
-def test_stop_codons_are_those_of_ncbi():
+def test_stop_codons_and_amino_acids_are_those_of_ncbi():
     from Bio.Data.CodonTable import unambiguous_dna_by_id
 
     for code, stops in STOPS.items():
         assert sorted(stops) == sorted(unambiguous_dna_by_id[code].stop_codons)
+        assert amino_acids(code) == unambiguous_dna_by_id[code].forward_table | dict.fromkeys(stops, "*")
     for code, table in unambiguous_dna_by_id.items():  # none that could be offered is missing
         assert (code in STOPS) == (not set(table.stop_codons) & set(table.forward_table)), code
 

@@ -7,26 +7,8 @@ from functools import cache
 import numpy as np
 
 from dnascale.data.sources.record import Bases
+from dnascale.data.take.genetic_codes import STOPS
 from dnascale.data.take.stretch import DNA
-
-_TAA_TAG, _STANDARD = ("TAA", "TAG"), ("TAA", "TAG", "TGA")
-#: Stop codons of NCBI's genetic codes by number. Left out: 27, 28 and 31, whose stops are read as amino acids too.
-STOPS: dict[int, tuple[str, ...]] = {
-    1: _STANDARD,
-    2: ("TAA", "TAG", "AGA", "AGG"),
-    **dict.fromkeys((3, 4, 5, 9, 10, 13, 21, 24, 25), _TAA_TAG),
-    **dict.fromkeys((11, 12, 26), _STANDARD),
-    6: ("TGA",),
-    14: ("TAG",),
-    15: ("TAA", "TGA"),
-    16: ("TAA", "TGA"),
-    22: ("TCA", "TAA", "TGA"),
-    23: ("TTA", "TAA", "TAG", "TGA"),
-    29: ("TGA",),
-    30: ("TGA",),
-    32: ("TAA", "TGA"),
-    33: ("TAG",),
-}
 
 _PIECE = 3 << 18  # bases looked at together, whole codons
 _OTHER = 64  # a letter that is not A, C, G or T makes a codon no table entry belongs to

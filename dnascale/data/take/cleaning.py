@@ -13,7 +13,8 @@ import numpy as np
 
 from dnascale.data.sources import Record
 from dnascale.data.sources.record import Bases
-from dnascale.data.take.cds import STOPS, fault_of_cds
+from dnascale.data.take.cds import fault_of_cds
+from dnascale.data.take.genetic_codes import STOPS
 from dnascale.data.take.stretch import as_dna, stretch
 from dnascale.data.tally import Tally
 from dnascale.errors import UsageError
