@@ -129,9 +129,9 @@ def explained(error: Exception, path: Path, kept: str = "Nothing was kept of it"
     return UsageError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")
 
 
-def unreadable(error: OSError, what: Path | str) -> DataError:
-    """What an OSError while reading `what` means to a user."""
-    return DataError(f"{what} cannot be read: {error.strerror or error}.")
+def unreadable(error: OSError, what: Path | str, hint: str = "") -> DataError:
+    """What an OSError while reading `what` means to a user. `hint`: what else to say."""
+    return DataError(f"{what} cannot be read: {error.strerror or error}{hint and '; '}{hint}.")
 
 
 def changed_meanwhile(what: Path | str, again: str = "prepare") -> DataError:

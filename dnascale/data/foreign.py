@@ -29,7 +29,7 @@ from dnascale.data.shards import BLOCK_ROW, Dataset, Index, Shard, Split, load_d
 from dnascale.data.sources import resolve_all
 from dnascale.data.tars import Sample, in_one_piece, mapped_file, samples, shown, where_is
 from dnascale.errors import DataError, UsageError
-from dnascale.files import explained, sync, whole_folder, write_whole
+from dnascale.files import changed_meanwhile, explained, sync, whole_folder, write_whole
 from dnascale.vocab import CHARACTER
 
 #: Suffixes of members that hold one sequence and nothing else: as letters, or as token ids.
@@ -331,7 +331,7 @@ def _read_tar(path: Path, reading: _Reading, progress: Callable[[int], None]) ->
     content.check(len(mapped))
     after = path.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise DataError(f"{path} changed while it was read: index it again when nothing writes to it.")
+        raise changed_meanwhile(path, "index it")
     table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
     blocks = np.zeros(len(table), dtype=BLOCK_ROW)
     for column, name in enumerate(("offset", "tokens", "crc32")):

@@ -6,17 +6,21 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from dnascale.data.shards import TAR_HEADER
+from dnascale.data.sources import alphabet
 from dnascale.errors import DataError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset.tariterators.base_plus_ext
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset.tariterators.tar_file_iterator leaves out
+
+shown = partial(alphabet.shown, most=100)  # names of members are paths
 
 Sample = dict[str, tarfile.TarInfo]  # members by suffix
 
@@ -141,8 +145,3 @@ def mapped_file(path: Path) -> mmap.mmap:
 
 def where_is(path: Path, member: tarfile.TarInfo) -> str:
     return f"{path}: member {shown(member.name)}"
-
-
-def shown(name: str) -> str:
-    """A name from a tar, fit for a terminal."""
-    return ascii(name if len(name) <= 100 else name[:97] + "...")

@@ -79,6 +79,13 @@ def test_agrees_with_py2bit_and_twobitreader(path: Path) -> None:
         assert bases.replace(b"n", b"N").decode() == other.sequence(name)  # which gives every N in upper case
 
 
+@pytest.mark.parametrize(("written", "name"), [("chr\u00e9".encode(), "chr\u00e9"), (b"chr\xe9", "chr\u00e9")])
+def test_a_name_is_the_same_in_fasta_and_in_2bit(path: Path, tmp_path: Path, written: bytes, name: str) -> None:
+    records, _ = read(path, twobit_of([(written.decode("latin-1"), b"ACGT")]))
+    fasta, _ = read(tmp_path / "genome.fa", b">" + written + b"\nACGT\n")
+    assert records == fasta == [(name, b"ACGT")]
+
+
 def test_a_compressed_2bit_is_read_too(path: Path) -> None:
     records, report = read(path, gzip.compress(twobit_of(TWO)))
     assert (records, report.compression, report.format) == (TWO, "gzip", "2bit")

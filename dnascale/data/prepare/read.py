@@ -18,7 +18,7 @@ from dnascale.data.split import Sketcher, content_digest, group_key
 from dnascale.data.take import Taker, clean
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
-from dnascale.files import write_whole
+from dnascale.files import changed_meanwhile, write_whole
 from dnascale.vocab import SOFT_MASK_BIT
 
 Advance = Callable[[int], None]
@@ -45,7 +45,7 @@ def read_input(work: Work, number: int, advance: Advance) -> None:
                     reader.take(record)
                 body = reader.finish()
             if stamp(input.location, input.bytes) != plan.stamps[number]:
-                raise DataError(f"{input.name} changed while it was read: prepare again when nothing writes to it.")
+                raise changed_meanwhile(input.name)
         except DataError as error:
             problems = [str(problem) for problem in reader.report.problems] or [str(error)]
             write_whole(work.problems(number), json.dumps(problems).encode(), durable=False)

@@ -60,6 +60,14 @@ def shown_byte(byte: bytes) -> str:
     return f"'{byte.decode()}'" if b" " < byte < b"\x7f" else f"byte 0x{byte[0]:02X}"
 
 
-def shown(name: str) -> str:
-    """A name fit for a terminal: quoted, escaped, and not longer than a line."""
-    return ascii(name if len(name) <= 60 else name[:57] + "...")
+def shown(name: str, most: int = 60) -> str:
+    """A name fit for a terminal: quoted, escaped, and of `most` characters at most."""
+    return ascii(name if len(name) <= most else name[: most - 3] + "...")
+
+
+def text_of(letters: bytes) -> str:
+    """Names and what else is no sequence: UTF-8 where it is that, otherwise Latin-1, which takes any byte."""
+    try:
+        return letters.decode()
+    except UnicodeDecodeError:
+        return letters.decode("latin-1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dnascale.data.sources.alphabet import BASES, INVALID, encode, meaning, shown, shown_byte
+from dnascale.data.sources.alphabet import BASES, INVALID, encode, meaning, shown, shown_byte, text_of
 from dnascale.data.sources.problems import Problems
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import ReadOptions
@@ -198,10 +198,7 @@ class _Fields(Mapping[str, str]):
 def _decoded(value: Any) -> str | None:
     """A value of a column as text. None for null."""
     if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value.decode("latin-1")
+        return text_of(value)
     return None if value is None else str(value)
 
 

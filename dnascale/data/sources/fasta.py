@@ -14,7 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dnascale.data.sources.alphabet import BASES, INVALID, NOT_A_BASE, PROTEIN, encode, meaning, shown, shown_byte
+from dnascale.data.sources.alphabet import (
+    BASES,
+    INVALID,
+    NOT_A_BASE,
+    PROTEIN,
+    encode,
+    meaning,
+    shown,
+    shown_byte,
+    text_of,
+)
 from dnascale.data.sources.formats import read
 from dnascale.data.sources.growing import Growing
 from dnascale.data.sources.input import Input
@@ -271,11 +281,8 @@ def _without_regular_ends(piece: bytes, at_line_start: bool) -> bytearray | None
 
 
 def split_header(header: bytes) -> tuple[str, str]:
-    """Name and description. UTF-8 where it is that, otherwise Latin-1, which takes any byte."""
-    try:
-        text = header.decode()
-    except UnicodeDecodeError:
-        text = header.decode("latin-1")
+    """Name and description."""
+    text = text_of(header)
     name, _, description = text.partition(" ")
     if "\t" in name:
         name, _, description = text.partition("\t")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dnascale.data.sources.alphabet import BASES, NOT_A_BASE, meaning, shown, shown_byte
+from dnascale.data.sources.alphabet import BASES, NOT_A_BASE, meaning, shown, shown_byte, text_of
 from dnascale.data.sources.growing import Growing
 from dnascale.data.sources.lines import chunks
 from dnascale.data.sources.opened import Source
@@ -150,7 +150,7 @@ class _Parser:
 
     def first_line(self, head: _Head, line: bytes) -> None:
         """Name and length, and whether this is DNA or RNA at all."""
-        text = line.decode("latin-1")
+        text = text_of(line)
         if self.form is _GENBANK:
             match = _LOCUS.match(text)
             head.locus, length, unit = match.groups() if match else ("", "0", "")
@@ -280,7 +280,7 @@ def _genbank_line(head: _Head, line: bytes, section: bytes) -> bytes:
     if section == b"FEATURES" and line.startswith(b"     "):
         _feature_line(head, line[5:])
         return section
-    keyword, text = line[:12].strip(), _decoded(line[12:])
+    keyword, text = line[:12].strip(), text_of(line[12:]).strip()
     section = keyword or section
     if section == b"DEFINITION":
         head.description.append(text)
@@ -295,7 +295,7 @@ def _genbank_line(head: _Head, line: bytes, section: bytes) -> bytes:
 
 def _embl_line(head: _Head, line: bytes, section: bytes) -> bytes:
     """As `_genbank_line`; here every line says what it is."""
-    code, text = line[:2], _decoded(line[5:])
+    code, text = line[:2], text_of(line[5:]).strip()
     if code == b"FT":
         _feature_line(head, line[5:])
     elif code == b"DE":
@@ -315,16 +315,9 @@ def _feature_line(head: _Head, line: bytes) -> None:
     if key:
         head.in_source = key == b"source" and not head.qualifiers
     elif head.in_source and len(head.qualifiers) < _MAX_QUALIFIERS:
-        head.qualifiers.append(_decoded(line))
+        head.qualifiers.append(text_of(line).strip())
     if len(head.genes) < 2 and (gene := _GENE.search(line)):
-        head.genes.add(_decoded(gene[1]))
-
-
-def _decoded(text: bytes) -> str:
-    try:
-        return text.decode().strip()
-    except UnicodeDecodeError:
-        return text.decode("latin-1").strip()
+        head.genes.add(text_of(gene[1]).strip())
 
 
 class _Text:

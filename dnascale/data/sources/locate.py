@@ -19,6 +19,7 @@ from dnascale.data.sources.given import STDIN, keep_descriptor, keep_stdin
 from dnascale.data.sources.input import HUB, Input
 from dnascale.data.transport import without_secrets
 from dnascale.errors import DataError, printable
+from dnascale.files import unreadable
 
 _HUB_FILES = ("hf://datasets/", "hf://buckets/", "hf://spaces/", "hf://models/")
 BUILTIN = {"human-cds": "human-cds.fasta.gz"}  # name after `builtin:` → file in dnascale/resources
@@ -76,7 +77,7 @@ def _of_file(path: Path) -> Input:
         why = "is a link to something that does not exist" if path.is_symlink() else "does not exist"
         raise DataError(f"{path} {why}; check the path (a glob must be quoted for the shell).") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise unreadable(error, path) from None
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by this user; change its permissions.")
     if not stat.S_ISREG(status.st_mode):  # a pipe: what comes out of it another time is something else

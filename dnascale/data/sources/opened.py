@@ -16,7 +16,7 @@ from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.given import STDIN, Stdin, revealed
 from dnascale.data.sources.input import Input
 from dnascale.data.sources.report import ReadReport
-from dnascale.errors import DataError
+from dnascale.files import changed_meanwhile, unreadable
 
 BLOCK_BYTES = 256 << 10  # fits the cache: a tenth faster than 8 MiB, and damage is placed more exactly
 HEAD_BYTES = 4096
@@ -85,7 +85,7 @@ class Source:
         if self._expected and self._stored.other:
             self._expected.check_digest(self.input.name, self._stored.other.hexdigest())
         if self._before is not None and self._before != _identity(self.input.location):
-            raise DataError(f"{self.input.name} changed while it was read: prepare again when nothing writes to it.")
+            raise changed_meanwhile(self.input.name)
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _opened(input: Input) -> IO[bytes]:
     try:
         return Path(input.location).open("rb", buffering=0)
     except OSError as error:
-        raise DataError(f"{input.name} cannot be read: {error.strerror}.") from None
+        raise unreadable(error, input.name) from None
 
 
 def _identity(file: IO[bytes] | str) -> tuple[int, ...] | None:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dnascale.data.sources.alphabet import shown
+from dnascale.data.sources.alphabet import shown, text_of
 from dnascale.data.sources.growing import Growing
 from dnascale.data.sources.opened import Source
 from dnascale.data.sources.record import Record
@@ -109,7 +109,7 @@ class _File:
         for number in range(1, self.count + 1):
             length = self.read(1, "the list of names")[0]
             entry = self.read(length + self.offset_bytes, "the list of names")
-            name = entry[:length].decode("latin-1")
+            name = text_of(entry[:length])
             if not name or "\0" in name:
                 raise self.error(f"has no usable name for record {number} ({shown(name)}); {_BROKEN}")
             if name in found:

@@ -19,8 +19,8 @@ from typing import IO, Any, TypeVar
 
 from dnascale.data.remote import PIECE
 from dnascale.data.transport import Attempts, Fault, Retry, Source, fault_of, without_secrets
-from dnascale.errors import DataError, DnascaleError
-from dnascale.files import explained, no_space
+from dnascale.errors import DnascaleError
+from dnascale.files import changed_meanwhile, explained, no_space
 
 T = TypeVar("T")
 _DEADLINE = 900.0  # seconds for one piece, with its repetitions
@@ -134,7 +134,7 @@ class _Object(Location):
     def finish(self) -> None:
         """Raises DataError if this is no longer the file that it was."""
         if self._version() != self.version:
-            raise replaced(self.shown)
+            raise changed_meanwhile(self.shown)
 
     def _version(self) -> tuple[int, str]:
         info = self.ask(self.info)
@@ -196,7 +196,7 @@ class _Http(Location):
         if not match or int(match["start"] or -1) != start or body.tell() != end - start:
             raise _NoAnswer(f"{body.tell():,} bytes where {end - start:,} were asked for, from byte {start:,} on")
         if (int(match["size"]), mark_of(headers)) != (self.size, self.version):
-            raise replaced(self.shown)
+            raise changed_meanwhile(self.shown)
         return body.getvalue()
 
     def _get(self, start: int | None, end: int | None, body: IO[bytes], seconds: float) -> Any:
@@ -237,10 +237,6 @@ def mark_of(info: Any) -> str:
     # The time first: the machines behind one address may not agree on an ETag.
     marks = ("Last-Modified", "LastModified", "ETag", "etag", "md5Hash", "generation", "blob_id", "mtime")
     return next((str(info[mark]) for mark in marks if info.get(mark)), "")
-
-
-def replaced(shown: str) -> DataError:
-    return DataError(f"{shown} changed while it was read: prepare again when nothing writes to it.")
 
 
 class _Stream(io.RawIOBase):

@@ -12,14 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dnascale.data.sources.alphabet import shown
 from dnascale.errors import DataError, UsageError
+from dnascale.files import unreadable
 
 if TYPE_CHECKING:
     from dnascale.data.sources import Record
 
 #: What `--group` takes by name; else `column:NAME`, `table:FILE`, or a regular expression with ( ).
 NAMED = ("gene", "chromosome", "species", "file", "record")
-OTHERWISE = ("gene", "chromosome", "species", "file", "record")
 
 Found = tuple[str, str]  # a group, and the rule that found it
 
@@ -39,7 +40,7 @@ class Grouping:
     Attributes:
         by: `gene`, `chromosome`, `species`, `file`, `record`, `column`, `table` or `pattern`.
         argument: the column's name, the table's path, or the regular expression.
-        otherwise: one of OTHERWISE, for records in which `column`, `table` or `pattern` finds nothing; None: an error.
+        otherwise: one of NAMED, for records in which `column`, `table` or `pattern` finds nothing; None: an error.
     """
 
     by: str = "gene"
@@ -49,8 +50,8 @@ class Grouping:
     @classmethod
     def parse(cls, text: str | None, otherwise: str | None = None) -> "Grouping":
         """The grouping that `--group TEXT` asks for; None: by gene. Raises UsageError: it asks for nothing known."""
-        if otherwise is not None and otherwise not in OTHERWISE:
-            raise UsageError(f"--group-otherwise {otherwise!r} is not one of {', '.join(OTHERWISE)}.")
+        if otherwise is not None and otherwise not in NAMED:
+            raise UsageError(f"--group-otherwise {otherwise!r} is not one of {', '.join(NAMED)}.")
         if text is None or text in NAMED:
             if otherwise is not None:
                 raise UsageError(
@@ -89,11 +90,11 @@ class Grouping:
             return group, self.by
         if self.otherwise:
             return _BY_NAME[self.otherwise](record, source)
-        where = f"{source}:{record.line}: record {_shown(record.name)}"
+        where = f"{source}:{record.line}: record {shown(record.name)}"
         what = {
-            "column": f"has no {_shown(self.argument)} (it has {', '.join(record.fields) or 'no other columns'})",
+            "column": f"has no {shown(self.argument)} (it has {', '.join(record.fields) or 'no other columns'})",
             "table": f"is not in {self.argument}",
-            "pattern": f"does not match {_shown(self.argument)}, or the parentheses match nothing",
+            "pattern": f"does not match {shown(self.argument)}, or the parentheses match nothing",
         }[self.by]
         raise DataError(
             f"{where} {what}: without a group nothing keeps it from leaking. Complete the "
@@ -104,9 +105,9 @@ class Grouping:
         if self.by == "column":
             if self.argument not in record.fields and not self.otherwise:
                 near = difflib.get_close_matches(self.argument, record.fields, 1)
-                hint = f"; did you mean {_shown(near[0])}?" if near else "."
+                hint = f"; did you mean {shown(near[0])}?" if near else "."
                 known = ", ".join(record.fields) or "none"
-                raise DataError(f"{source}: there is no column {_shown(self.argument)} (columns: {known}){hint}")
+                raise DataError(f"{source}: there is no column {shown(self.argument)} (columns: {known}){hint}")
             return record.fields.get(self.argument)
         if self.by == "table":
             return self._table.get(record.name)
@@ -142,24 +143,22 @@ def read_table(path: Path) -> dict[str, str]:
                 fields = line.rstrip("\r\n").split("\t")
                 if len(fields) != 2 or not all(fields) or fields != [field.strip() for field in fields]:
                     raise DataError(
-                        f"{path}:{number}: not a record's name, one tab and its group: {_shown(line.rstrip())}."
+                        f"{path}:{number}: not a record's name, one tab and its group: {shown(line.rstrip())}."
                     )
                 name, group = fields
                 if groups.setdefault(name, group) != group:
                     raise DataError(
-                        f"{path}:{number}: record {_shown(name)} is in group {_shown(group)} here and in "
-                        f"{_shown(groups[name])} before; a record has one group."
+                        f"{path}:{number}: record {shown(name)} is in group {shown(group)} here and in "
+                        f"{shown(groups[name])} before; a record has one group."
                     )
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; it should name the group of each record.") from None
+        raise unreadable(error, path, "it should name the group of each record") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}:{number + 1}: not UTF-8 text; give a name, a tab and a group a line.") from None
     if not groups:
         raise DataError(f"{path} names no group; give a name, a tab and a group a line.")
     return groups
 
-
-# ---- gene -----------------------------------------------------------------------------------------------------------
 
 # `gene:ID` is Ensembl's; of its own ids the version goes (ENSG00000139618.15), and the _PAR_Y of a copy.
 _ENSEMBL_TAG = re.compile(r"(?<!\S)gene:(ENS[A-Z]*G\d{11}|\S+)")
@@ -181,8 +180,6 @@ def by_gene(record: "Record", _source: str) -> Found:
         return (ensembl[1] if ensembl else gene), "field"
     return _first_match(_GENE_RULES, _header(record)) or (record.name, "name")
 
-
-# ---- chromosome -----------------------------------------------------------------------------------------------------
 
 _CHROMOSOME_FIELDS = ("chrom", "chromosome", "seqid", "seqname")
 _CHROMOSOME_RULES = (
@@ -209,8 +206,6 @@ def by_chromosome(record: "Record", _source: str) -> Found:
     return _first_match(_CHROMOSOME_RULES, _header(record)) or (record.name, "name")
 
 
-# ---- species --------------------------------------------------------------------------------------------------------
-
 _SPECIES_FIELDS = ("organism", "species")
 _SPECIES_RULES = (
     Rule("os-tag", "OS=", re.compile(r"(?<!\S)OS=(.+?)(?= [A-Z]{2}=|$)")),
@@ -229,9 +224,6 @@ def by_species(record: "Record", source: str) -> Found:
         return by_file(record, source)
     binomial = _BINOMIAL.match(found[0])
     return (binomial[0] if binomial else found[0]), found[1]
-
-
-# ---- the rest -------------------------------------------------------------------------------------------------------
 
 
 def by_file(_record: "Record", source: str) -> Found:
@@ -262,8 +254,3 @@ def _first_match(rules: tuple[Rule, ...], header: str) -> Found | None:
 
 def _header(record: "Record") -> str:
     return f"{record.name} {record.description}".rstrip(" ")
-
-
-def _shown(text: str) -> str:
-    """Text fit for a terminal: quoted, escaped, and not longer than a line."""
-    return ascii(text if len(text) <= 60 else text[:57] + "...")

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from dnascale.data.sources.alphabet import shown
+from dnascale.data.sources.alphabet import shown, text_of
 from dnascale.data.sources.opened import Source
 from dnascale.data.take import gff3, gtf
 from dnascale.data.take.layout import STRANDS, Contig
-from dnascale.data.take.regions import FURTHEST, text_of
+from dnascale.data.take.regions import FURTHEST
 from dnascale.data.take.transcripts import NO_PHASE, lay_out
 from dnascale.errors import DataError
 

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from dnascale.data.sources import Record
+from dnascale.data.sources.alphabet import shown
 from dnascale.data.sources.record import Bases
 from dnascale.data.take.cds import fault_of_cds
 from dnascale.data.take.genetic_codes import STOPS
@@ -150,8 +151,7 @@ def _warn_of_many(record: Record, letters: Mapping[str, int], tally: Tally) -> N
 
 
 def _place(record: Record) -> str:
-    name = record.name if len(record.name) <= 60 else record.name[:57] + "..."
-    return f"record {name!a} (line {record.line})"
+    return f"record {shown(record.name)} (line {record.line})"
 
 
 def _listed(letters: Mapping[str, int]) -> str:

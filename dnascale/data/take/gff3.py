@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
-from dnascale.data.take.regions import text_of
+from dnascale.data.sources.alphabet import text_of
 from dnascale.data.take.transcripts import JOINED, TRANS_SPLICED, Transcript
 
 ATTRIBUTES = re.compile(rb"[^\s;=\"]+=")

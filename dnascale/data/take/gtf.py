@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from sys import intern
 
-from dnascale.data.take.regions import text_of
+from dnascale.data.sources.alphabet import text_of
 from dnascale.data.take.transcripts import JOINED, STOP, TRANS_SPLICED, Transcript
 from dnascale.errors import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dnascale.data.sources.alphabet import shown
+from dnascale.data.sources.alphabet import shown, text_of
 from dnascale.data.sources.opened import Source
 from dnascale.data.take.layout import STRANDS, Contig, make_unique
 from dnascale.errors import DataError
@@ -27,14 +27,6 @@ def read_bed(source: Source, spliced: bool = False, coding: bool = False) -> dic
         DataError: what is wrong with the file, and in which line.
     """
     return _Bed(source.input.name, spliced or coding, coding).read(source.file())
-
-
-def text_of(letters: bytes) -> str:
-    """UTF-8 where it is that, otherwise Latin-1, which takes any byte: as names in FASTA are read."""
-    try:
-        return letters.decode()
-    except UnicodeDecodeError:
-        return letters.decode("latin-1")
 
 
 class _Bed:
