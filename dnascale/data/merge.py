@@ -220,7 +220,7 @@ def _describe(
         soft_mask_bit=datasets[0].soft_mask_bit,
         sources=[source for dataset in datasets for source in dataset.sources],
         options={"merged": [_origin(dataset) for dataset in datasets]},
-        cleaning=_plain(cleaning),
+        cleaning=cleaning.to_report(),
         groups=dict(sorted(rules.items())),
         splits=splits,
         block_tokens=datasets[0].block_tokens,
@@ -230,7 +230,3 @@ def _describe(
 def _origin(dataset: Dataset) -> dict[str, Any]:
     files = dataset.cleaning.get("files", {})
     return {"name": dataset.name, "fingerprint": dataset.fingerprint, "options": dataset.options, "files": files}
-
-
-def _plain(tally: Tally) -> dict[str, Any]:
-    return {key: value for key, value in tally.to_dict().items() if key not in ("near", "contigs")}

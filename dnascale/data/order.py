@@ -22,7 +22,7 @@ _PHASE, _ORDER, _SHARDS, _SOURCE = (int.from_bytes(name, "big") for name in (b"p
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64, the finaliser of SplitMix64 (Steele, Lea and Flood 2014). A bijection."""
+    """uint64 -> uint64, the finaliser of SplitMix64 (Steele, Lea and Flood 2014). A bijection that sends near values far apart."""
     x = np.asarray(x, dtype=np.uint64)
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -134,6 +134,10 @@ class Tally:
             "contigs": sorted(self.contigs),
         }
 
+    def to_report(self) -> dict[str, Any]:
+        """The same as dataset.json has it: without the names of sequences, which say across inputs what was met."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("contigs", "near")}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tally:
         """The inverse of `to_dict`."""

@@ -91,5 +91,4 @@ def _cleaning(tally: Tally, splits: dict[str, Split]) -> dict[str, Any]:
     out = {key: sum(getattr(split, key) for split in splits.values()) for key in ("records", "bases")}
     assert (out["records"], out["bases"]) == (tally.records_out, tally.bases_out), f"{out} written of {tally}"
     assert all(sum(split.composition.values()) == split.bases for split in splits.values()), "bases do not add up"
-    body = tally.to_dict()
-    return {key: value for key, value in body.items() if key not in ("contigs", "near")}
+    return tally.to_report()

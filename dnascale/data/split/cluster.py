@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dnascale.data.order import mix64
 from dnascale.data.split.samples import Sample, by_value, first_of_values
-from dnascale.data.split.sketch import mixed
 
 #: A 31-mer of more groups than this is a repeat, and each of its groups is compared with so many next to it.
 REPEAT_GROUPS = 32
@@ -85,7 +85,7 @@ def _shared(samples: Sequence[Sample], groups: np.ndarray, count: int, part: int
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
     for values, group in by_value(samples, groups):
         for codes, rare in _pairs(values, group, count):
-            mine = mixed(codes) % np.uint64(parts) == part if parts > 1 else slice(None)
+            mine = mix64(codes) % np.uint64(parts) == part if parts > 1 else slice(None)
             waiting.append((codes[mine], rare[mine]))
             if sum(len(codes) for codes, _ in waiting) > _PAIRS_AT_ONCE:
                 shared, waiting = shared.plus(waiting), []

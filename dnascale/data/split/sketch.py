@@ -12,6 +12,7 @@ Sampling rates are 1, 4, 16, 64, 512 and then any power of two; each sample cont
 
 import numpy as np
 
+from dnascale.data.order import mix64
 from dnascale.errors import UsageError
 
 K = 31
@@ -206,7 +207,7 @@ def _values(codes: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarra
     two, four, six = np.uint64(2), np.uint64(4), np.uint64(6)
     forward = a | b << two | c << four | d << six
     backward = (d | c << two | b << four | a << six).byteswap() ^ _COMPLEMENT
-    return mixed(np.minimum(forward, backward)), start
+    return mix64(np.minimum(forward, backward)), start
 
 
 def _u_as_t(words: np.ndarray) -> np.ndarray:
@@ -214,10 +215,3 @@ def _u_as_t(words: np.ndarray) -> np.ndarray:
     one, two, three, four = map(np.uint64, (1, 2, 3, 4))
     is_u = words & (words >> two) & ~((words >> one) | (words >> three) | (words >> four)) & _ONES
     return words ^ (is_u << two)
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """uint64 to uint64, one to one, so that near values come far apart (the finalizer of SplitMix64, Steele 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -10,7 +10,7 @@ import numpy as np
 
 from dnascale.data.sources import Record
 from dnascale.data.sources.record import Bases
-from dnascale.data.take.stretch import VIEW_BYTES, View, reverse_complement
+from dnascale.data.take.stretch import reverse_complement, stretch
 from dnascale.data.tally import Tally
 from dnascale.errors import DataError
 
@@ -111,7 +111,7 @@ def take(record: Record, contig: Contig, source: str, tally: Tally) -> Iterator[
         stop = first[region + 1] if region + 1 < len(first) else len(starts)
         start, end, sign = starts[begin], ends[stop - 1], STRANDS[strand]
         if stop - begin == 1:
-            taken: Bases = bases[start:end] if end - start <= VIEW_BYTES else View(bases, start, end)
+            taken: Bases = stretch(bases, start, end)
         else:
             taken = b"".join([bases[starts[part] : ends[part]] for part in range(begin, stop)])
         if sign == "-":
