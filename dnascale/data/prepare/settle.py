@@ -7,9 +7,9 @@ done twice, or on another machine, it writes the same files.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ PLACED = np.dtype(
         ("reserved", "<u4"),
     ]
 )
+#: Texts that are mapped at a time: each is an open file, of which a process may have fewer than there are inputs.
+_MAPPED_TEXTS = 16
 _COPIED = ("token", "tokens", "bases", "start", "edges", "name", "label")
 
 
@@ -130,7 +132,10 @@ def _tables(folders: Sequence[Path], reports: Sequence[dict[str, Any]], staging:
     def arrays(name: str, dtype: str) -> list[np.ndarray]:
         return _joined([folder / name for folder in folders], dtype, staging / name)
 
-    names = [_GroupNames(folder, report["records"]).of for folder, report in zip(folders, reports, strict=True)]
+    texts_in = lru_cache(_MAPPED_TEXTS)(lambda folder: np.memmap(folder / "texts.bin", np.uint8, mode="r"))
+    names = [
+        _GroupNames(folder, report["records"], texts_in).of for folder, report in zip(folders, reports, strict=True)
+    ]
     tables = list(map(Table, arrays("keys.bin", "<u8"), names))
     if (folders[0] / "digests.bin").exists():  # of all inputs, or of none
         digests = arrays("digests.bin", "(16,)u1")
@@ -159,8 +164,8 @@ def _joined(paths: Sequence[Path], dtype: str, joined: Path) -> list[np.ndarray]
 class _GroupNames:
     """The names of the groups of an input's records."""
 
-    def __init__(self, folder: Path, records: int) -> None:
-        self._folder, self._records = folder, records
+    def __init__(self, folder: Path, records: int, texts_in: Callable[[Path], np.ndarray]) -> None:
+        self._folder, self._records, self._texts_in = folder, records, texts_in
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -172,9 +177,7 @@ class _GroupNames:
 
     def of(self, record: int) -> str:
         begin, length = self._places[:, record].tolist()
-        with (self._folder / "texts.bin").open("rb") as texts:
-            texts.seek(begin)
-            return texts.read(length).decode()
+        return self._texts_in(self._folder)[begin : begin + length].tobytes().decode()
 
 
 def _in_parts(path: Path, count: int, most: int = 1 << 18) -> Iterator[np.ndarray]:
