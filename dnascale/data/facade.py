@@ -22,7 +22,7 @@ Item = dict[str, torch.Tensor]
 
 
 class WindowDataset(TorchDataset[Item]):
-    """Windows by position, for `epochs` epochs: `tokens` uint8 [S] and `key` int64 [], which masks are keyed by."""
+    """Windows by position, for `epochs` epochs: `tokens` uint8 [S] (of k-mers uint16) and `key` int64 [], which masks are keyed by."""
 
     def __init__(self, reader: WindowReader, order: Order, epochs: int = 1) -> None:
         self.reader = reader

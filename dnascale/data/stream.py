@@ -1,4 +1,4 @@
-"""From window addresses to batches: uint8 tokens gathered from mapped shards, for one rank of many.
+"""From window addresses to batches: tokens gathered from mapped shards, as they are stored, for one rank of many.
 
 The state of the stream is one integer, the position, the same on every rank. It is not a PyTorch DataLoader and is not
 given to `Accelerator.prepare`, which would deal the windows out a second time.
@@ -31,7 +31,7 @@ _CHUNK_WINDOWS = 1 << 15
 
 
 class Batch:
-    """One micro-batch: `tokens` uint8 [B, S], in pinned memory where there is a GPU, and the windows they came from."""
+    """One micro-batch: `tokens` uint8 [B, S] (of k-mers uint16), in pinned memory where there is a GPU, and the windows they came from."""
 
     __slots__ = ("_chunk", "_first", "tokens")
 
@@ -276,7 +276,7 @@ class _Chunks(TorchDataset[Any]):
             steps = min(2 * steps, self.most_steps)
 
     def _read(self, position: int, steps: int, pin: bool) -> tuple[torch.Tensor, Windows]:
-        """Tokens uint8 [n, context] and windows of this rank in `steps` steps from `position` on."""
+        """Tokens uint8 or uint16 [n, context] and windows of this rank in `steps` steps from `position` on."""
         windows = self._windows(position, steps)
         return self.reader.read(windows, pin), windows
 
