@@ -105,12 +105,12 @@ def books(paths: list[Path], out: Path) -> int:
     """Tokens of whole sequences by `map`, as in the book but not cut to 512, saved to disk."""
     import datasets
 
-    from dnascale.data.sources import read_fasta
+    from dnascale.data.sources import Input, read
     from dnascale.vocab import CHARACTER
 
     datasets.disable_progress_bars()
     tokenizer = CHARACTER.tokenizer(1 << 30)
-    sequences = [record.bases[:].decode().upper() for record in read_fasta(paths[0])]
+    sequences = [record.bases[:].decode().upper() for record in read(Input.of(paths[0]))]
     table = datasets.Dataset.from_dict({"sequence": sequences})
     tokens = table.map(lambda batch: {"input_ids": tokenizer(batch["sequence"])["input_ids"]}, batched=True,
                        remove_columns=["sequence"], load_from_cache_file=False)  # fmt: skip

@@ -52,12 +52,6 @@ class Shard:
     records: int
     blocks: np.ndarray  # BLOCK_ROW [blocks]
 
-    @property
-    def crc32(self) -> list[int]:
-        """zlib.crc32 of each block's bytes."""
-        checksums: list[int] = self.blocks["crc32"].tolist()
-        return checksums
-
 
 @dataclass(frozen=True, eq=False)
 class Index(Sequence[Shard]):

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from dnascale.data.sources import Record, read_fasta
+from dnascale.data.sources import Input, Record, read
 from dnascale.data.split.groups import by_gene
 
 HELD_OUT = {"ENSG00000149295": "DRD2", "ENSG00000012048": "BRCA1", "ENSG00000139618": "BRCA2"}
@@ -58,12 +58,12 @@ def main() -> None:
 
     evaluation: set[bytes] = set()
     if options.held_out:
-        for record in read_fasta(options.held_out):
+        for record in read(Input.of(options.held_out)):
             evaluation.update(words(record.bases[:].upper()))
     counts: Counter[str] = Counter()
     kept: dict[bytes, str] = {}
     for source, path in (("iCodon", options.icodon), ("CaLM", options.calm)):
-        for record in read_fasta(path):
+        for record in read(Input.of(path)):
             line, bases = header(record, source), record.bases[:].upper()
             if is_held_out(line, bases, evaluation):
                 counts[f"{source}: held out"] += 1

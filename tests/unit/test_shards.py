@@ -129,7 +129,7 @@ def test_tarfile_finds_the_members_where_block_offsets_say(written: Dataset) -> 
         assert shard.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         with tarfile.open(path) as tar:
             members = tar.getmembers()
-            assert [m.name for m in members] == [f"{number:06d}-{k:06d}.bin" for k in range(len(shard.crc32))]
+            assert [m.name for m in members] == [f"{number:06d}-{k:06d}.bin" for k in range(len(shard.blocks))]
             for k, member in enumerate(members):
                 assert member.isreg()
                 assert member.offset_data == block_offset(k, BLOCK)
@@ -198,7 +198,7 @@ def test_a_stream_that_ends_at_a_block_or_shard_end_leaves_nothing_empty(tmp_pat
         stream = np.arange(blocks * BLOCK, dtype=np.int64).astype(np.uint8) & 3
         stream[-1] = CHARACTER.sep
         dataset = write_dataset(tmp_path / str(blocks), stream)
-        assert [len(shard.crc32) for shard in shards(dataset)] == {1: [1], 2: [2], 3: [3], 6: [3, 3]}[blocks]
+        assert [len(shard.blocks) for shard in shards(dataset)] == {1: [1], 2: [2], 3: [3], 6: [3, 3]}[blocks]
         np.testing.assert_array_equal(np.concatenate(streams(dataset)), stream)
         assert not verify(dataset)
 
@@ -221,7 +221,7 @@ def test_no_flipped_bit_is_accepted_and_a_damaged_block_is_named(dataset: Datase
     places = [(which[i % 2], None) for i in range(100)]
     # Besides: first and last byte of a header, a payload, the padding of the short block, and the end of the tar.
     last = shards(dataset)[which[1]]
-    end = block_offset(len(last.crc32) - 1, BLOCK) + last.tokens % BLOCK
+    end = block_offset(len(last.blocks) - 1, BLOCK) + last.tokens % BLOCK
     places += [(0, at) for at in (0, 511, 512, 512 + BLOCK - 1, 512 + BLOCK)]  # type: ignore[misc]
     places += [(which[1], at) for at in (end - 1, end, last.bytes - 1025, last.bytes - 1024, last.bytes - 1)]  # type: ignore[misc]
     for number, place in places:
@@ -291,7 +291,7 @@ def test_an_index_is_a_sequence_of_shards(written: Dataset) -> None:
     listed = list(index)
     assert [shard.name for shard in listed] == [f"train/shard-{number:06d}.tar" for number in range(len(index))]
     assert len(listed) == len(index)
-    assert (index[-1].name, index[-1].crc32) == (listed[-1].name, listed[-1].crc32)
+    assert (index[-1].name, index[-1].blocks.tolist()) == (listed[-1].name, listed[-1].blocks.tolist())
     assert [shard.name for shard in index[1:3]] == [shard.name for shard in listed[1:3]]
     for wrong in (len(index), -len(index) - 1):
         with pytest.raises(IndexError):

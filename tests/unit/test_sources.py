@@ -24,12 +24,12 @@ from dnascale.data.sources import (
     ReadReport,
     Record,
     compression,
+    find,
     opened,
-    read_fasta,
-    resolve,
     resolve_all,
 )
 from dnascale.data.split import Grouping
+from dnascale.data.take.cds import fault_of_cds
 from dnascale.errors import DataError
 
 Compress = Callable[[bytes], bytes]
@@ -162,7 +162,7 @@ def test_every_byte_is_a_base_a_line_end_or_refused(fasta: Path) -> None:
 def test_records_before_the_fault_are_yielded(fasta: Path) -> None:
     fasta.write_bytes(b">a\nAC\n>b\nGG\n>c\nG-G\n")
     report = ReadReport(str(fasta))
-    reading = read_fasta(fasta, report)
+    reading = sources.read(Input.of(fasta), report=report)
     assert [next(reading).name, next(reading).name] == ["a", "b"]
     with pytest.raises(DataError, match=r":6:2 \(byte 16\): '-' in record 'c'"):
         next(reading)
@@ -181,9 +181,9 @@ def test_long_names_are_shortened_in_messages(fasta: Path) -> None:
 
 def test_missing_or_unreadable_file_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        list(read_fasta(tmp_path / "none.fa"))
+        list(sources.read(Input.of(tmp_path / "none.fa")))
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        list(read_fasta(tmp_path))
+        list(sources.read(Input.of(tmp_path)))
 
 
 # ------------------------------------------------------------------------------------ what is accepted
@@ -237,7 +237,7 @@ def test_record_is_small() -> None:
 def test_default_report_and_block_size(fasta: Path) -> None:
     sequence = b"ACGTACGTAC" * 100_000  # several blocks
     fasta.write_bytes(b">a\n" + b"\n".join(sequence[i : i + 70] for i in range(0, len(sequence), 70)) + b"\n")
-    (record,) = read_fasta(fasta)
+    (record,) = sources.read(Input.of(fasta))
     assert record.bases == sequence
     assert len(sequence) > opened.BLOCK_BYTES
 
@@ -446,7 +446,7 @@ def test_reads_from_a_pipe(data: bytes) -> None:
     reader, writer = os.pipe()
     os.write(writer, data)  # less than a pipe holds
     os.close(writer)
-    records = list(read_fasta(Path(f"/dev/fd/{reader}")))
+    records = list(sources.read(Input.of(Path(f"/dev/fd/{reader}"))))
     os.close(reader)
     assert as_tuples(records) == naive(TEXT)
 
@@ -515,20 +515,20 @@ def test_resolve_a_file_and_a_sorted_glob(tmp_path: Path) -> None:
     for name in ("b.fa", "a.fa", "c.txt", "d/e.fa", "fa.fa/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b">a\nA\n")
-    assert resolve(str(tmp_path / "b.fa")) == [tmp_path / "b.fa"]
-    assert resolve(f"{tmp_path}/*.fa") == [tmp_path / "a.fa", tmp_path / "b.fa"]
-    assert resolve(f"{tmp_path}/**/*.fa") == [tmp_path / "a.fa", tmp_path / "b.fa", tmp_path / "d/e.fa"]
+    assert resolve_all([str(tmp_path / "b.fa")]) == [tmp_path / "b.fa"]
+    assert resolve_all([f"{tmp_path}/*.fa"]) == [tmp_path / "a.fa", tmp_path / "b.fa"]
+    assert resolve_all([f"{tmp_path}/**/*.fa"]) == [tmp_path / "a.fa", tmp_path / "b.fa", tmp_path / "d/e.fa"]
 
 
 def test_resolve_takes_an_existing_name_with_brackets_literally(tmp_path: Path) -> None:
     (tmp_path / "hs[1].fa").write_bytes(b">a\nA\n")
-    assert resolve(str(tmp_path / "hs[1].fa")) == [tmp_path / "hs[1].fa"]
+    assert resolve_all([str(tmp_path / "hs[1].fa")]) == [tmp_path / "hs[1].fa"]
 
 
 def test_resolve_expands_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.fa").write_bytes(b">a\nA\n")
-    assert resolve("~/a.fa") == [tmp_path / "a.fa"]
+    assert resolve_all(["~/a.fa"]) == [tmp_path / "a.fa"]
 
 
 def test_resolve_refuses_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,17 +543,17 @@ def test_resolve_refuses_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "d*.fa", "is a link to something that does not exist"),
     ):
         with pytest.raises(DataError, match=message):
-            resolve(str(source))
+            resolve_all([str(source)])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(DataError, match="may not be read by this user"):
-        resolve(str(tmp_path / "a.fa"))
+        resolve_all([str(tmp_path / "a.fa")])
 
 
 def test_resolve_refuses_one_file_twice(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(b">a\nA\n")
     (tmp_path / "b.fa").symlink_to(tmp_path / "a.fa")
     with pytest.raises(DataError, match=r"b\.fa and .*a\.fa are one file"):
-        resolve(f"{tmp_path}/*.fa")
+        resolve_all([f"{tmp_path}/*.fa"])
     with pytest.raises(DataError, match="are one file"):
         resolve_all([str(tmp_path / "a.fa"), str(tmp_path / "." / "a.fa")])
     (tmp_path / "c.fa").hardlink_to(tmp_path / "a.fa")
@@ -569,17 +569,17 @@ def test_resolve_all_keeps_the_order_of_the_sources(tmp_path: Path) -> None:
 
 def test_unknown_builtin_lists_the_known() -> None:
     with pytest.raises(DataError, match="no built-in data named builtin:mouse; known: builtin:human-cds"):
-        resolve("builtin:mouse")
+        resolve_all(["builtin:mouse"])
 
 
 # ---------------------------------------------------------------------------------------- builtin data
 
 
 def test_builtin_human_cds() -> None:
-    (path,) = resolve("builtin:human-cds")
+    (path,) = resolve_all(["builtin:human-cds"])
     assert path.stat().st_size < 1_500_000
     report = ReadReport(str(path))
-    records = list(read_fasta(path, report))
+    records = list(sources.read(Input.of(path), report=report))
     assert (report.records, report.bases, report.warnings) == (BUILTIN_RECORDS, BUILTIN_BASES, [])
     assert len({record.bases for record in records}) == BUILTIN_RECORDS
     groups = {Grouping().of(record, path.name) for record in records}
@@ -598,10 +598,16 @@ def test_builtin_human_cds() -> None:
         assert said in notice
 
 
+def test_builtin_drd2_is_one_whole_coding_sequence() -> None:
+    (record,) = sources.read(*find(["builtin:drd2"]))
+    assert len(record.bases) == 1245
+    assert fault_of_cds(record.bases) is None
+
+
 @pytest.mark.parametrize("letters", ["ACGT", "acgtACGT", "ACGTN", "ACGTn", "ACGU", "ACGTi", "ACGTR"])
 def test_records_called_plain_have_nothing_but_bases(tmp_path: Path, letters: str) -> None:
     path = tmp_path / "a.fa"
     path.write_text("".join(f">r{number}\nACGTacgt\n{letters if number == 7 else 'AC'}\n" for number in range(20)))
-    records = list(read_fasta(path))
+    records = list(sources.read(Input.of(path)))
     assert [record.name for record in records if record.plain and set(record.bases[:]) - set(b"ACGTacgt")] == []
     assert any(record.plain for record in records) == (set(letters) <= set("ACGTacgt"))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnascale.data.prepare import PrepareOptions, prepare
-from dnascale.data.sources import Record, read_fasta, resolve
+from dnascale.data.sources import Input, Record, read, resolve_all
 from dnascale.data.split import SPLITS, Grouping, Holdout, Holdouts, group_key
 from dnascale.data.split.groups import read_table
 from dnascale.data.split.holdout import not_there
@@ -211,8 +211,8 @@ def test_a_group_option_that_asks_for_nothing_is_refused(group: str, said: str) 
 
 
 def test_the_genes_of_the_built_in_data_are_all_found() -> None:
-    (path,) = resolve("builtin:human-cds")
-    assert {Grouping().of(r, path.name)[1] for r in read_fasta(path)} == {"ensembl-gene"}
+    (path,) = resolve_all(["builtin:human-cds"])
+    assert {Grouping().of(r, path.name)[1] for r in read(Input.of(path))} == {"ensembl-gene"}
 
 
 # ----------------------------------------------------------------------------------------------------------- holdouts

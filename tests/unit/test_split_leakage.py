@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dnascale.data.sources import Record, read_fasta, resolve
+from dnascale.data.sources import Input, Record, read, resolve_all
 from dnascale.data.split import (
     DROPPED,
     SPLITS,
@@ -77,11 +77,11 @@ def splits_by_group(tables: Sequence[Records], settled: Settled) -> dict[str, se
 
 
 def human(count: int) -> Records:
-    (path,) = resolve("builtin:human-cds")
+    (path,) = resolve_all(["builtin:human-cds"])
     grouping = Grouping()
     return [
         (grouping.of(record, "")[0], bytes(record.bases[:]).decode())
-        for record, _ in zip(read_fasta(path), range(count), strict=False)
+        for record, _ in zip(read(Input.of(path)), range(count), strict=False)
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnascale.data.sources import Record, read_fasta, resolve
+from dnascale.data.sources import Input, Record, read, resolve_all
 from dnascale.data.split import Sketcher, content_digest, sampling_for
 from dnascale.data.split import duplicates as duplicates_module
 from dnascale.data.split import sketch as sketch_module
@@ -86,8 +86,8 @@ def test_the_sample_is_what_a_naive_reading_of_the_rule_gives(every: int) -> Non
 
 
 def test_a_dense_sample_of_real_genes_has_every_canonical_31_mer_and_no_value_for_two() -> None:
-    (path,) = resolve("builtin:human-cds")
-    texts = [record.bases.decode() for record, _ in zip(read_fasta(path), range(9), strict=False)]
+    (path,) = resolve_all(["builtin:human-cds"])
+    texts = [record.bases.decode() for record, _ in zip(read(Input.of(path)), range(9), strict=False)]
     strings = Counter(
         min(kmer, reverse_complement(kmer))
         for text in texts
@@ -181,8 +181,8 @@ def test_a_rate_that_is_none_is_refused_and_those_chosen_are_rates() -> None:
 
 
 def test_the_sampled_share_of_shared_31_mers_estimates_the_exact_one() -> None:
-    (path,) = resolve("builtin:human-cds")
-    texts = [record.bases.decode() for record in read_fasta(path)][:800]
+    (path,) = resolve_all(["builtin:human-cds"])
+    texts = [record.bases.decode() for record in read(Input.of(path))][:800]
     rng = random.Random(0)
     some = [text for text in texts if rng.random() < 0.5]
     # The other half, with a tenth of the first mixed in and mutated here and there.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 
@@ -25,9 +24,7 @@ from dnascale.data.sources.alphabet import (
     shown_byte,
     text_of,
 )
-from dnascale.data.sources.formats import read
 from dnascale.data.sources.growing import Growing
-from dnascale.data.sources.input import Input
 from dnascale.data.sources.lines import Chunk, chunks
 from dnascale.data.sources.opened import Source
 from dnascale.data.sources.problems import Problems
@@ -40,11 +37,6 @@ _MAX_HEADER_BYTES = 64 << 10
 _SHORT_BYTES = 4096  # records of this size on average are read many at once
 _STRIDED_BYTES = 2048  # below, what NumPy costs a call is more than it saves
 _PROTEIN_SHARE = 0.1  # of the letters; in proteins a third are amino acids that no base shares its letter with
-
-
-def read_fasta(path: Path, report: ReadReport | None = None) -> Iterator[Record]:
-    """The records of the file `path`; see `formats.read`."""
-    return read(Input.of(path), ReadOptions(), report)
 
 
 def records(source: Source, options: ReadOptions) -> Iterator[Record]:

@@ -22,7 +22,10 @@ from dnascale.errors import DataError, printable
 from dnascale.files import unreadable
 
 _HUB_FILES = ("hf://datasets/", "hf://buckets/", "hf://spaces/", "hf://models/")
-BUILTIN = {"human-cds": "human-cds.fasta.gz"}  # name after `builtin:` → file in dnascale/resources
+BUILTIN = {
+    "human-cds": "human-cds.fasta.gz",
+    "drd2": "DRD2_cds.fasta",
+}  # name after `builtin:` → file in dnascale/resources
 
 
 def find(sources: Sequence[str], left_out: list[str] | None = None) -> list[Input]:
@@ -115,17 +118,12 @@ def _identity(location: str) -> tuple[Any, ...]:
     return status.st_dev, status.st_ino
 
 
-def resolve(source: str) -> list[Path]:
-    """The files that a source names: a file, a glob (sorted; `**` enters folders), or `builtin:human-cds`.
+def resolve_all(sources: Iterable[str]) -> list[Path]:
+    """The files that sources name: each a file, a glob (sorted; `**` enters folders), or `builtin:NAME`.
 
     Raises:
-        DataError: nothing is there, it is a directory, it may not be read, or one file is named twice.
+        DataError: nothing is there, it is a directory, it may not be read, or one file is named twice, also through a link.
     """
-    return resolve_all((source,))
-
-
-def resolve_all(sources: Iterable[str]) -> list[Path]:
-    """As `resolve`, for several sources. One file named twice, also through a link, is an error."""
     paths = list(chain.from_iterable(map(_paths_of, sources)))
     folder = next((path for path in paths if path.is_dir()), None)
     if folder is not None:

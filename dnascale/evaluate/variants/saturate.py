@@ -12,7 +12,6 @@ import numpy as np
 from dnascale.data.read import split_records
 from dnascale.data.shards import Dataset
 from dnascale.data.sources.formats import read
-from dnascale.data.sources.input import Input
 from dnascale.data.sources.locate import find
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.baselines import ContextModel
@@ -20,7 +19,6 @@ from dnascale.evaluate.consequence import CONSEQUENCES, codon_numbers, consequen
 from dnascale.evaluate.statistics import Estimate, auroc, bootstrap
 from dnascale.evaluate.variants.alleles import Allele, codes_of
 
-BUILTIN = {"builtin:drd2": "DRD2_cds.fasta"}
 #: Flank of the two-sided context model that scores the same changes.
 _FLANK = 4
 #: Order of the Markov chain that scores them.
@@ -46,7 +44,7 @@ class Saturation:
     def of(cls, location: str, coding: bool = False, genetic_code: int = 1, region: str | None = None) -> "Saturation":
         """`location`: a FASTA file, or builtin:drd2. `region`: NAME:START-END, from 1, both ends in it. Raises DataError or UsageError."""
         sequences = {}
-        for source in [_builtin(location)] if location in BUILTIN else find([location]):
+        for source in find([location]):
             for record in read(source):
                 if record.name in sequences:
                     raise DataError(f"{location} has the sequence {record.name!r} twice: rename one.")
@@ -178,12 +176,6 @@ def write_results(saturation: Saturation, scores: dict[str, np.ndarray], summary
         figures.along_sequences(
             saturation.alleles, scores[MODEL], saturation.consequences, folder / "along-sequence.png"
         )
-
-
-def _builtin(name: str) -> Input:
-    from importlib import resources
-
-    return Input(str(resources.files("dnascale.resources") / BUILTIN[name]), name)
 
 
 def _span(region: str, sequences: dict[str, bytes], location: str) -> tuple[str, tuple[int, int]]:
