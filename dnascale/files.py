@@ -104,9 +104,8 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
     """Writes a small file that is seen either as it was or whole; if `durable`, also after a power cut."""
-    work = path.with_name(
-        f".{path.name}{_STAGING}{secrets.token_hex(4)}"
-    )  # containers that share a disk have equal process ids
+    # No process number: containers that share a disk have the same.
+    work = path.with_name(f".{path.name}{_STAGING}{secrets.token_hex(4)}")
     try:
         work.write_bytes(content)
         if durable:

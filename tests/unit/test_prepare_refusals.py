@@ -93,6 +93,19 @@ def test_every_rank_keeps_a_list_of_the_problems_that_it_has_met_until_somebody_
     assert not list(tmp_path.glob("out.*"))
 
 
+def test_no_list_is_left_when_the_data_set_is_whole(tmp_path: Path) -> None:
+    source, out = tmp_path / "a.fa", tmp_path / "out"
+    write(source, [("a", "AC-T"), ("b", "AC*T")])
+    for world in (3, 2):
+        with pytest.raises(DataError):
+            carry_out_plan(Plan.of([str(source)], PrepareOptions(valid=0)), out, Crew(1, 0, world), Progress())
+    (tmp_path / "out.problems-2.json").write_text("{}")  # as a rank of the first would have left it
+    write(source, [("a", "ACGT")])
+    shutil.rmtree(tmp_path / "out.preparing")
+    carry_out_plan(Plan.of([str(source)], PrepareOptions(valid=0)), out, Crew(1, 0, 2), Progress())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "out"]
+
+
 def test_who_may_not_work_in_a_folder_is_not_told_to_remove_it(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"{n}.fa", [("a", "ACGT")]) for n in range(2)]
     plan, out = Plan.of(sources, PrepareOptions(valid=0)), tmp_path / "out"

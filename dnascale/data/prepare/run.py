@@ -128,7 +128,9 @@ def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset
     with hold(work.folder, "finish", wait=True):
         if (out / "dataset.json").exists():
             return load_dataset(out)
-        return finish(work, settled, out)
+        dataset = finish(work, settled, out)
+        _forget_problems(out, Crew())
+        return dataset
 
 
 def _stage(pool: Pool, out: Path, crew: Crew, tasks: list[Task]) -> Unfinished | None:
@@ -174,10 +176,10 @@ def problems_file(out: Path, crew: Crew) -> Path:
 
 
 def _forget_problems(out: Path, crew: Crew) -> None:
-    """Removes the lists of earlier calls, but for those of other ranks, which may have just written them."""
+    """Removes the lists of earlier calls, but for those of ranks that may be at work."""
     for path in (problems_file(out, Crew()), problems_file(out, crew)):
         path.unlink(missing_ok=True)
-    if crew.world == 1:  # no rank is at work
+    if crew.world == 1:
         for path in out.parent.glob(glob.escape(f"{out.name}.problems-") + "*.json"):
             path.unlink(missing_ok=True)
 
