@@ -15,7 +15,7 @@ from dnascale.data.digest import Sha256
 from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError
 
-_ERRORS: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error, lzma.LZMAError)
+_ERRORS: tuple[Any, ...] = (EOFError, OSError, isal_zlib.error, lzma.LZMAError)
 
 GZIP_MAGIC = b"\x1f\x8b"
 # The empty member that ends every whole BGZF file (SAM specification, section 4.1.2).
