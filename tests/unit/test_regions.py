@@ -282,7 +282,7 @@ def test_options_that_exclude_each_other_are_refused(options, message):
 
 
 def test_long_regions_are_views(tmp_path, monkeypatch):
-    monkeypatch.setattr("dnascale.data.take.layout.VIEW_BYTES", 5)
+    monkeypatch.setattr("dnascale.data.take.stretch.VIEW_BYTES", 5)
     contig = Taker(
         TakeOptions(regions=bed(tmp_path, "chr1\t1\t30\ta\t0\t-\nchr1\t1\t30\tb\t0\t+\nchr1\t1\t3\tc\t0\t+\n"))
     ).contigs["chr1"]
