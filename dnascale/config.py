@@ -280,7 +280,7 @@ class LogConfig(_Section):
 
 
 class RunConfig(_Section):
-    dir: str = Field(coerce_numbers_to_str=True, description="folder of this run")
+    dir: str = Field(coerce_numbers_to_str=True, description="folder of this run; runs/CONFIG if it is not said")
     allow_change: bool = Field(False, description="accept a configuration that differs from the one the run began with")
 
 

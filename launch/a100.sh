@@ -5,7 +5,7 @@
 #   GPU_GB=80 launch/a100.sh large data.path=data                asks nvidia-smi when GPU_GB is not set
 #
 # Needs  Python 3.11 or newer, pip install -e .; nothing else: the fast attention is torch's own.
-# Takes  the book's run (two epochs of 500,000 sequences of 512 tokens): its author needed about 6 h with his script on a Colab
+# Takes  the book's run (two epochs of 500,000 coding sequences of 13 vertebrates, 512 tokens each): its author needed about 6 h with his script on a Colab
 #        A100. dnascale has not been timed on an A100 yet. Measured on an H200 (docs/benchmarks/step.md): base over windows of 8,192
 #        trains 280,000 tokens/s, large over 1,024 181,000, so 10^10 tokens take 9.9 and 15.3 h there.
 # Costs  the hours times your provider's price. On a machine that may be taken away: slurm.sbatch, or start this again.

@@ -7,7 +7,7 @@ MINUTES=${MINUTES:-3}
 # What was finished is made anew; what was interrupted goes on.
 if [ -e demo/model ]; then rm -rf demo/data demo/run demo/model; fi
 echo "== 1. sequences to shards"
-[ -e demo/data ] || dnascale prepare builtin:human-cds --out demo/data
+[ -e demo/data ] || dnascale prepare builtin:human-cds --cluster 0.2 --out demo/data
 
 echo "== 2. train for about $MINUTES minutes"
 dnascale train nano data.path=demo/data run.dir=demo/run train.minutes="$MINUTES" train.device=cpu
@@ -25,7 +25,7 @@ run     demo/run      configuration, metrics.jsonl, checkpoints, evaluation
 model   demo/model    AutoModelForMaskedLM.from_pretrained("demo/model")
 
 Try next:
-  .venv/bin/dnascale train nano data.path=demo/data run.dir=demo/longer train.minutes=20
+  .venv/bin/dnascale train nano data.path=demo/data run.dir=demo/longer train.minutes=20 optimizer.name=muon optimizer.learning_rate=8e-3
   .venv/bin/dnascale train book data.path=demo/data run.dir=demo/book
   PATH=.venv/bin:$PATH launch/multi_gpu.sh 2 nano data.path=demo/data run.dir=demo/two train.minutes=3 train.device=cpu
 END

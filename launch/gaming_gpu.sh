@@ -5,7 +5,7 @@
 #   GPU_GB=12 launch/gaming_gpu.sh base data.path=data           asks nvidia-smi when GPU_GB is not set
 #
 # Needs  a driver that your torch supports (dnascale doctor tells), Python 3.11 or newer, pip install -e .
-# Takes  the book's run (two epochs of 500,000 sequences of 512 tokens): its author needed 10 to 12 h with his script on a gaming
+# Takes  the book's run (two epochs of 500,000 coding sequences of 13 vertebrates, 512 tokens each): its author needed 10 to 12 h with his script on a gaming
 #        GPU. dnascale has not been timed on such a card yet; the progress bar says after a minute what yours will need.
 # Costs  power: 0.2 to 0.45 kW while it runs.
 #

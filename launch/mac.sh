@@ -5,7 +5,7 @@
 #
 # Needs  macOS 14 or newer, Python 3.11 or newer, pip install -e . (no DeepSpeed). The GPU shares the Mac's memory: 8 GB are
 #        enough for book, 16 GB for base with train.micro_batch_tokens=4096 (estimated).
-# Takes  the book's run (two epochs of 500,000 sequences of 512 tokens): its author needed about 24 h with his script on a
+# Takes  the book's run (two epochs of 500,000 coding sequences of 13 vertebrates, 512 tokens each): its author needed about 24 h with his script on a
 #        MacBook. dnascale has not been timed on a Mac yet; the progress bar says after a minute what yours will need.
 # Costs  nothing but power: plug it in.
 #

@@ -33,6 +33,8 @@ _BYTES_HIDDEN, _BYTES_ATTENTION, _BYTES_GATE = 54, 50, 16
 _REACHED = 0.77
 #: Seconds a layer and micro-batch that the host takes to launch what is compiled by layers: 27 ms for `small`'s twelve on an H100's host.
 _LAUNCH = 2.25e-3
+#: Seconds a layer and step that Muon's iterations take, which ranks share: what `small` took on that H100 beyond it (docs/benchmarks/learning.jsonl).
+_MUON_LAUNCH = 0.9e-3
 #: Between nodes, bytes/s a device and seconds a message: one 400 Gb/s port each.
 _BETWEEN = Link(50e9, 10e-6)
 _INSIDE_LATENCY = 5e-6
@@ -202,7 +204,8 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
     exchanged = step_seconds(
         "ddp" if engine == "plain" else engine.partition("_")[0], count, batching.accumulation, True, cluster
     )
-    step = batching.accumulation * computing + exchanged
+    update = 0.0 if card.cpu or config.optimizer.name != "muon" else _MUON_LAUNCH * model.layers / devices
+    step = batching.accumulation * computing + update + exchanged
     rate = config.train.global_batch_tokens / step
     flops = train_flops_per_token(model, vocabulary, config.masking.rate, np.array([model.context]))
     return Forecast(

@@ -1,6 +1,6 @@
 """The nodes of a run keep in touch: all are there before it starts, and one that falls silent ends it, by name.
 
-A cable that is pulled sends nothing: the processes that train would wait in a collective for an hour. Each launcher counts up a
+A cable that is pulled sends nothing: the processes that train would wait in a collective for `guard.stall`. Each launcher counts up a
 number of its own in the store that torchrun keeps on the first node, and reads the others'.
 """
 

@@ -3,8 +3,10 @@
 import csv
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import torch
 from jobs import dnascale
 from pyarrow import parquet
 
+from dnascale import Variant, score_variants
 from dnascale.cli import main
 from dnascale.config import ModelConfig
 from dnascale.evaluate.language_model import load_model
@@ -400,3 +403,25 @@ def test_saturation_of_the_built_in_gene_gives_tables_and_figures(
     pytest.importorskip("matplotlib")
     for figure in ("consequence.png", "along-sequence.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_scores_with_transformers_alone_what_dnascale_scores(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "score-variants.md").read_text()
+    ours, theirs = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    assert "import dnascale" not in theirs
+    assert "from dnascale" not in theirs
+    monkeypatch.chdir(model.parent)
+    (model.parent / "model").symlink_to(model)
+    exec(ours, {})
+    assert capsys.readouterr().out.endswith(" scored\n")
+    alone: dict[str, Any] = {}
+    exec(theirs, alone)
+    places = [1, 2, 15, 16, 17, 200, 385, 399, 400]
+    variants = [Variant("gene", at, SEQUENCE[at - 1], other(SEQUENCE[at - 1])) for at in places]
+    scores = score_variants(load_model(model, "cpu"), {"gene": SEQUENCE}, variants, ScoreOptions(both_strands=False))
+    for scored, one in zip(scores, variants, strict=True):
+        assert scored.llr == pytest.approx(
+            alone["llr"](SEQUENCE, one.position, one.reference, one.alternative), abs=1e-5
+        )

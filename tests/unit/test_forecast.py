@@ -14,10 +14,8 @@ from dnascale.errors import UsageError
 from dnascale.hardware import CARDS, Card, card_of
 from dnascale.model.memory import parameters
 
-ROWS = [
-    json.loads(line)
-    for line in (Path(__file__).parents[2] / "docs" / "benchmarks" / "step.jsonl").read_text().splitlines()
-]
+BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks"
+ROWS = [json.loads(line) for line in (BENCHMARKS / "step.jsonl").read_text().splitlines()]
 OURS = [row for row in ROWS if row["variant"] == "ours"]
 VOCABULARY = 23
 
@@ -53,8 +51,26 @@ def test_there_are_rows_to_compare_with() -> None:
 
 def test_a_small_model_is_as_slow_as_its_launches() -> None:
     one = forecast(config("small"), card("H100"), 1, 10**9, VOCABULARY)
-    assert one.tokens_per_second == pytest.approx(1.19e6, rel=0.05)  # as measured: docs/explanation/recipes.md
+    with_adamw = forecast(config("small", "optimizer.name=adamw"), card("H100"), 1, 10**9, VOCABULARY)
+    assert with_adamw.tokens_per_second == pytest.approx(1.19e6, rel=0.05)
     assert forecast(config("small"), card("B200"), 1, 10**9, VOCABULARY).tokens_per_second == one.tokens_per_second
+    rows = [json.loads(line) for line in (BENCHMARKS / "learning.jsonl").read_text().splitlines()]
+    (trained,) = (row for row in rows if row.get("preset") == "small" and row["step"] == 5566)
+    assert one.tokens_per_second == pytest.approx(trained["tokens"] / trained["seconds"], rel=0.05)
+
+
+def test_muon_costs_less_of_a_step_the_larger_and_the_more_devices_there_are() -> None:
+    def share(words: str, devices: int = 1) -> float:
+        muon, adamw = (
+            forecast(config("base", f"optimizer.name={name}", words), card("H100"), devices, 10**9, VOCABULARY)
+            for name in ("muon", "adamw")
+        )
+        return muon.step_seconds / adamw.step_seconds - 1
+
+    small, large = (f"train.global_batch_tokens={size}" for size in (32_768, 262_144))
+    assert 0.1 < share(small) < 0.4
+    assert 0 < share(large) < share(small) / 4
+    assert 0 < share(large, 8) < share(large)
 
 
 def test_hours_energy_and_size_follow_from_the_rate() -> None:
