@@ -1,19 +1,25 @@
 """Held-out loss against time, of runs on the same genes, as a picture beside what counting achieves.
 
     python benchmarks/learning.py docs/benchmarks/learning.jsonl --out docs/benchmarks/learning.png
+    python benchmarks/learning.py docs/benchmarks/book.jsonl --out docs/benchmarks/book.png        # rows of benchmarks/book.py
 
-Each run is the rows that have the same preset, recipe and device; rows without `seconds` of training are left out.
+Each run is the rows that have the same preset, recipe and device, or the same name; rows without `seconds` of training are left out.
+Those of `book.py` are scored on other windows, so the rivals' lines are not in their picture.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-#: Nats per base of rivals on the same held-out bases (docs/explanation/recipes.md), in which the codon phase is given or not.
-RIVALS = {"counts, 4 bases to each side": 1.2737, "the same, told the codon phase": 1.2249}
+#: Nats per base of counts of so many bases to each side, on the same held-out bases (docs/explanation/recipes.md), and where it is written.
+RIVALS = {
+    "counts, 3 + 3": (1.2790, 0.16), "counts, 4 + 4": (1.2737, 0.45),
+    "3 + 3, told the codon phase": (1.2288, 0.16), "4 + 4, told the codon phase": (1.2249, 0.45),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -22,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()]
-    draw([row for row in rows if "preset" in row and "seconds" in row], options.out)
+    draw([row for row in rows if "seconds" in row and ("preset" in row or "name" in row)], options.out)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -30,16 +36,23 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panel = figure.subplots()
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        runs.setdefault(f"{row['preset']}, {row.get('recipe', 'as it is')}, {row['device']}", []).append(row)
+        name = row["name"] if "name" in row else f"{row['preset']}, {row.get('recipe', 'as it is')}, {row['device']}"
+        runs.setdefault(name, []).append(row)
     for name, of_run in runs.items():
         minutes = [row["seconds"] / 60 for row in of_run]
-        panel.plot(minutes, [row["valid_nats_per_base"] for row in of_run], marker="o", markersize=3, label=name)
-    for name, nats in RIVALS.items():
+        nats = [row.get("valid_nats_per_base", row.get("begin")) for row in of_run]
+        panel.plot(minutes, nats, marker="o", markersize=3, label=name)
+    for name, (nats, place) in RIVALS.items() if "preset" in rows[0] else ():
         panel.axhline(nats, color="#888888", linewidth=0.8, linestyle="--")
-        panel.text(0.3, nats, f"{name} {nats:.4f}", fontsize=8, color="#555555", ha="left", va="bottom",
+        panel.text(place, nats, f"{name}: {nats:.4f}", fontsize=8, color="#555555", ha="left", va="bottom",
                    transform=panel.get_yaxis_transform())  # fmt: skip
+    panel.set_ylim(top=min(panel.get_ylim()[1], math.log(4)))
     panel.set_xscale("log")
-    panel.set_xticks(minutes := [0.5, 1, 2, 5, 10, 20, 50, 100], [f"{one:g}" for one in minutes])
+    longest = max(row["seconds"] for row in rows) / 60
+    panel.set_xticks(
+        minutes := [one for one in (0.5, 1, 2, 5, 10, 20, 50, 100) if one < 1.2 * longest],
+        [f"{one:g}" for one in minutes],
+    )
     panel.set_xlabel("minutes of training")
     panel.set_ylabel("held-out nats per base")
     panel.spines[["top", "right"]].set_visible(False)
