@@ -1,6 +1,7 @@
 """The model card of an exported model: what its run knows of it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def _evaluations(run: Run) -> str:
             continue
         known.add(result["split"])
         scores = [("**this model**", result["model"])] + [(one["name"], one) for one in result["baselines"]]
-        rows = [[name, f"{one['nats_per_base']:.4f}", f"{one['bits_per_base']:.4f}"] for name, one in scores]
+        rows = [
+            [name, f"{one['nats_per_base']:.4f}", f"{one['nats_per_base'] / math.log(2):.4f}"] for name, one in scores
+        ]
         text += f"\n## Held-out loss ({result['split']} split)\n\n"
         text += _table(["model", "nats per base", "bits per base"], rows) + "\n"
     return text or "\nNot evaluated beside baselines at this step (`dnascale eval`).\n"

@@ -52,14 +52,10 @@ def read_evaluations(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _is_evaluation(one: dict[str, Any]) -> bool:
     baselines = one.get("baselines")
-    return (
-        {"step", "split"} <= one.keys()
-        and isinstance(baselines, list)
-        and all(
-            isinstance(score, dict) and {"nats_per_base", "bits_per_base"} <= score.keys()
-            for score in [one.get("model"), *baselines]
-        )
-    )
+    if not {"step", "split", "model"} <= one.keys() or not isinstance(baselines, list):
+        return False
+    scores = [one["model"], *baselines]
+    return all(isinstance(score, dict) and isinstance(score.get("nats_per_base"), int | float) for score in scores)
 
 
 def read_json(path: Path) -> dict[str, Any]:
