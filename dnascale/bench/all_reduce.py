@@ -5,7 +5,6 @@ torchrun --nproc-per-node 8 --nnodes 2 --node-rank I --master-addr HOST -m dnasc
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,13 +17,12 @@ _PATIENCE = 180.0
 
 def in_new_processes(count: int, backend: str) -> tuple[dict[str, Any] | None, str]:
     """What `measure` gives in so many processes on this machine; or None, and why not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    from dnascale.train.distributed import free_port
+
     group = {
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "DNASCALE_BACKEND": backend,
     }
     command = [sys.executable, "-m", __name__]

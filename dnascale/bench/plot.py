@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from dnascale.bench.throughput import devices_of
 from dnascale.errors import UsageError
 from dnascale.files import explained, write_whole
 
@@ -27,11 +28,11 @@ def plot(rows: list[dict[str, Any]], out: Path, table: list[list[str]]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("a plot needs matplotlib: pip install 'dnascale[biology]'.") from None
-    devices = list(dict.fromkeys(_device(row) for row in measured))
+    devices = list(dict.fromkeys(devices_of(row) for row in measured))
     figure = Figure(figsize=(9, 1.2 + 0.42 * len(measured)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(measured):
-        color, rate = _COLORS[devices.index(_device(row)) % len(_COLORS)], row["tokens_per_second"]
+        color, rate = _COLORS[devices.index(devices_of(row)) % len(_COLORS)], row["tokens_per_second"]
         axes.barh(
             place,
             rate,
@@ -67,10 +68,6 @@ def plot(rows: list[dict[str, Any]], out: Path, table: list[list[str]]) -> None:
         write_whole(out, _page(content.decode(), table).encode() if out.suffix == ".html" else content, durable=False)
     except OSError as error:
         raise explained(error, out) from error
-
-
-def _device(row: dict[str, Any]) -> str:
-    return str(row["device"]) if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
 
 
 def _page(svg: str, table: list[list[str]]) -> str:

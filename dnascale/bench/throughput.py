@@ -211,6 +211,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def devices_of(row: dict[str, Any]) -> str:
+    """What a row was measured on."""
+    return str(row["device"]) if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
+
+
 def _wrong(row: dict[str, Any]) -> list[str]:
     """What a row that was measured lacks, or cannot be."""
     if "error" in row:

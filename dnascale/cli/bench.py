@@ -188,15 +188,16 @@ HEADS = ["row", "device", "engine", "precision", "tokens/s", "spread", "TFLOP/s"
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     """What is shown of each row, under HEADS; of one without a rate, its name and why."""
+    from dnascale.bench.throughput import devices_of
+
     lines = []
     for row in rows:
         if "error" in row:
             lines.append([row["name"], row["error"]])
             continue
         spread = (row["highest"] - row["lowest"]) / 2 / row["tokens_per_second"]
-        device = row["device"] if row["devices"] == 1 else f"{row['devices']} x {row['device']}"
         lines.append([
-            row["name"], device, row["engine"], row["precision"], f"{row['tokens_per_second']:,.0f}", f"±{spread:.1%}", f"{row['tflops']:,.3g}",
+            row["name"], devices_of(row), row["engine"], row["precision"], f"{row['tokens_per_second']:,.0f}", f"±{spread:.1%}", f"{row['tflops']:,.3g}",
             "" if row["mfu"] is None else f"{row['mfu']:.1%}", f"{row['share_of_matmul']:.0%}", f"{row['memory_gb']:.1f}", f"{row['data_wait']:.1%}",
         ])  # fmt: skip
     return lines

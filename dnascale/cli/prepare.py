@@ -276,8 +276,9 @@ def _workers(asked: int | None, size: int) -> int:
     """A process costs more than it gains for a few megabytes."""
     if asked is not None:
         return asked
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, size // (8 << 20)))
+    from dnascale.launch.machine import usable_cores
+
+    return max(1, min(usable_cores(), size // (8 << 20)))
 
 
 def _part(rank: int | None, world: int | None) -> tuple[int, int] | None:

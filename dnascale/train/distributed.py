@@ -48,7 +48,7 @@ def connect(train: TrainConfig, deepspeed: dict[str, Any] | None) -> "Accelerato
         import_deepspeed(on_cpu)
         if "WORLD_SIZE" not in os.environ:  # started without a launcher: a group of one
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-            os.environ["MASTER_PORT"] = str(_free_port())
+            os.environ["MASTER_PORT"] = str(free_port())
         backend = "gloo" if on_cpu else "nccl"
         accelerator = Accelerator(
             mixed_precision="bf16" if train.precision == "bf16" else "no",
@@ -167,7 +167,8 @@ def from_main(accelerator: "Accelerator", action: Callable[[], T]) -> T:
     return broadcast_object_list([value])[0]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
