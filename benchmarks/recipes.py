@@ -53,7 +53,9 @@ SWEEPS: dict[str, list[str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", help="data set folder")
-    parser.add_argument("recipes", nargs="*", help="'base', or overrides in one word: 'masking.rate=0.3 train.seed=1'")
+    parser.add_argument(
+        "recipes", nargs="*", help="'base', or overrides in one word: 'masking.rate=0.3 optimizer.name=muon'"
+    )
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--tokens", type=int, default=4_000_000, help="of training, for each")
     parser.add_argument("--grid", action="append", default=[], help="KEY=VALUE,VALUE,...")
@@ -126,8 +128,8 @@ def train_and_score(run: dict[str, Any], work: Path) -> dict[str, Any]:
     folder = work / "run"
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [
-        f"data.path={run['data']}", f"run.dir={folder}", *run["all"],
-        *([] if run["recipe"] == "base" else run["recipe"].split()), f"train.seed={run['seed']}",
+        f"data.path={run['data']}", f"run.dir={folder}", f"train.seed={run['seed']}", *run["all"],
+        *([] if run["recipe"] == "base" else run["recipe"].split()),
     ]  # fmt: skip
     try:
         of_run = stages(load_config(run["preset"], [*overrides, "train.steps=1"]))
