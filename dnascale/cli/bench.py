@@ -53,10 +53,6 @@ def run(
     from dnascale.files import explained
 
     points = _points(presets, grid or [], processes or [1])
-    try:
-        out.open("a").close()
-    except OSError as error:
-        raise explained(error, out) from error
     with tempfile.TemporaryDirectory() as folder:
         location = _located(data, Path(folder))
         tasks = []
@@ -78,6 +74,10 @@ def run(
                 words.append(f"train.global_batch_tokens={settled.train.micro_batch_tokens * count}")
             more = [f"-n {count}"] * (count > 1) + ["--synthetic"] * synthetic
             tasks.append((preset, words, " ".join([preset, *chosen, *more]), count))
+        try:
+            out.open("a").close()
+        except OSError as error:
+            raise explained(error, out) from error
         console = new_console(stderr=True)
         options = {"seconds": seconds, "rounds": rounds, "warm_up": warm_up, "synthetic": synthetic}
         rows = []

@@ -52,10 +52,13 @@ def read_evaluations(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _is_evaluation(one: dict[str, Any]) -> bool:
     baselines = one.get("baselines")
-    if not {"step", "split", "model"} <= one.keys() or not isinstance(baselines, list):
+    if not {"step", "split"} <= one.keys() or not isinstance(baselines, list):
         return False
-    scores = [one["model"], *baselines]
-    return all(isinstance(score, dict) and isinstance(score.get("nats_per_base"), int | float) for score in scores)
+    return _has_loss(one.get("model")) and all(_has_loss(rival) and "name" in rival for rival in baselines)
+
+
+def _has_loss(score: Any) -> bool:
+    return isinstance(score, dict) and isinstance(score.get("nats_per_base"), int | float)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _SHARE = 0.92
 #: Of the host's free memory, what the activations of all its processes may take on CPUs.
 _HOST_SHARE = 0.5
+#: How torch says that memory ran out, where it has no class for it.
+_SHORTAGE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 #: Names of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -43,9 +45,6 @@ def keep_freed_memory() -> None:
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-_SHORTAGE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

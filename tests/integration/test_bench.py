@@ -179,6 +179,8 @@ def test_rows_that_are_not_whole_are_a_sentence_for_every_command(tmp_path: Path
     assert f"{torn}:1: parameters is missing" in outcome.output
     outcome = dnascale("bench", "run", "nano", *SMALL, "--out", tmp_path / "no" / "rows.jsonl")
     assert (outcome.code, "rows.jsonl cannot be written" in outcome.error) == (2, True), outcome.output
+    assert dnascale("bench", "run", "nanno", *SMALL, "--out", tmp_path / "rows.jsonl").code == 2
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_a_plot_that_cannot_be_is_a_sentence(measured: tuple[Outcome, list[dict[str, Any]]], tmp_path: Path) -> None:

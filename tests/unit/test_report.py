@@ -137,7 +137,7 @@ def test_files_of_others_that_are_named_as_ours_are_left_out(tmp_path: Path) -> 
     (folder / "evaluation-test.json").write_text(json.dumps(ours))
     for name, text in (
         ("a", "[]"), ("b", "{not json"), ("c", '{"loss": 1}'), ("d", json.dumps(ours | {"model": 1.2})),
-        ("e", json.dumps(ours | {"baselines": [{"name": "counts", "nats_per_base": None}]})), ("f", json.dumps(ours | {"baselines": None})),
+        ("e", json.dumps(ours | {"baselines": [{"name": "counts", "nats_per_base": None}]})), ("f", json.dumps(ours | {"baselines": None})), ("g", json.dumps(ours | {"baselines": [{"nats_per_base": 1.3}]})),
     ):  # fmt: skip
         (folder / f"evaluation-{name}.json").write_text(text)
     (folder / "data").mkdir()
