@@ -14,6 +14,10 @@ class DnascaleError(Exception):
     shared = False
 
 
+class DnascaleWarning(UserWarning):
+    """What a user should know of, and what goes on all the same. On the command line a sentence on stderr."""
+
+
 class UsageError(DnascaleError):
     """A command, an option or a configuration that cannot be carried out."""
 

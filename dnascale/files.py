@@ -119,11 +119,9 @@ def explained(error: Exception, path: Path, kept: str = "Nothing was kept of it"
     """What an OSError, or a full disk in another's words, while writing `path` means to a user. `kept`: what is left of it when the disk is full, if that is known."""
     if no_space(error):
         near = next(folder for folder in (path, *path.parents) if folder.exists())
-        limit = " and a file-size limit may be set (ulimit -f)" if getattr(error, "errno", None) == errno.EFBIG else ""
-        free = shutil.disk_usage(near).free
         then = f"{kept}; free" if kept else "Free"
         return SpaceError(
-            f"no space left to write {path}: {free:,} bytes are free{limit}. {then} space and run the same command again."
+            f"no space left to write {path}: {room(error, near)}. {then} space and run the same command again."
         )
     return UsageError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.")
 
@@ -136,6 +134,13 @@ def unreadable(error: OSError, what: Path | str, hint: str = "") -> DataError:
 def changed_meanwhile(what: Path | str, again: str = "prepare") -> DataError:
     """What to say of an input that is not what it was when its reading began. `again`: what is to be done once more."""
     return DataError(f"{what} changed while it was read: {again} again when nothing writes to it.")
+
+
+def room(error: BaseException, folder: Path) -> str:
+    """How much there is, after an error for want of it: "12,345 bytes are free"."""
+    limited = getattr(error, "errno", None) in (errno.EFBIG, errno.EDQUOT) or "File too large" in str(error)
+    limit = " and a file-size limit (ulimit -f) or a quota is set" if limited else ""
+    return f"{shutil.disk_usage(folder).free:,} bytes are free{limit}"
 
 
 def no_space(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dnascale.cli.arguments import written_here
 from dnascale.cli.dataset import show_content, show_dataset
 from dnascale.cli.shared import DataFolder, Json, bytes_bar
 
@@ -45,7 +46,9 @@ def index(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="Data set folder to make, or the folder that the tars lie in: both then move together."
+            "--out",
+            callback=written_here,
+            help="Data set folder to make, or the folder that the tars lie in: both then move together.",
         ),
     ],
     valid: Annotated[list[str] | None, typer.Option(metavar="TARS", help="Tars held out for validation.")] = None,
@@ -79,7 +82,7 @@ def index(
 @app.command("merge")
 def merge(
     sources: Annotated[list[str], typer.Argument(metavar="DATA...", help="Data sets: folders that prepare made.")],
-    out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
+    out: Annotated[Path, typer.Option("--out", callback=written_here, help="Data set folder to make.")],
     max_leakage: Annotated[
         float,
         typer.Option(
@@ -120,14 +123,13 @@ def _mixture(data: str) -> dict[str, str] | None:
 
 def _faults(data: str) -> str:
     """Verifies one data set, prints what was found, and gives a sentence when it is damaged, else nothing."""
-    from dnascale.data.shards import load_dataset
-    from dnascale.data.verify import verify
+    from dnascale.data.verify import opened_to_verify, verify
 
-    dataset = load_dataset(data)
-    shards = [shard for split in dataset.splits.values() for shard in split.shards]
-    size = sum(shard.bytes for shard in shards)
-    with bytes_bar("verifying", size) as advance:
-        faults = verify(dataset, advance)
+    with opened_to_verify(data) as dataset:
+        shards = [shard for split in dataset.splits.values() for shard in split.shards]
+        size = sum(shard.bytes for shard in shards)
+        with bytes_bar("verifying", size) as advance:
+            faults = verify(dataset, advance)
     for fault in faults:
         print(fault)
     if faults:

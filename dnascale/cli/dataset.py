@@ -43,6 +43,8 @@ def show_dataset(dataset: "Dataset", as_json: bool, done: str = "written") -> No
         console.print(f"groups   {rules}")
     _show_splitting(dataset.splitting, console)
     for source in dataset.sources:
+        if "skipped" in source:
+            console.print(f"left out {source['skipped']}", style="yellow")
         for warning in source["warnings"]:
             console.print(f"warning  {warning}", style="yellow")
     console.print(f"{done:8} {dataset.location} (fingerprint {dataset.fingerprint[:12]})")

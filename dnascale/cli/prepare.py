@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dnascale.cli.arguments import written_here
 from dnascale.cli.dataset import show_dataset
 from dnascale.cli.shared import Json
 from dnascale.errors import UsageError
@@ -24,7 +25,7 @@ def prepare(
             help="Files of sequences, folders, globs, URLs (https, s3, gs, hf), - for standard input, builtin:human-cds; or a recipe of several sources (YAML).",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Data set folder to make.")],
+    out: Annotated[Path, typer.Option("--out", callback=written_here, help="Data set folder to make.")],
     tokenizer: Annotated[
         str,
         typer.Option(

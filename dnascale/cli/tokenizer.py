@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dnascale.cli.arguments import written_here
 from dnascale.cli.shared import DataFolder, Json, new_console, new_table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ app = typer.Typer(help="Learn tokens from data, and look into tokenizers.", no_a
 @app.command("train")
 def train(
     data: DataFolder,
-    out: Annotated[Path, typer.Option("--out", metavar="TOK", help="Tokenizer folder to make.")],
+    out: Annotated[Path, typer.Option("--out", callback=written_here, metavar="TOK", help="Tokenizer folder to make.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens, letters and special tokens included: up to 32768.")] = 4096,
     max_bases: Annotated[
         int, typer.Option(help="Learn from this many bases of the training split; time and memory grow with them.")

@@ -1,6 +1,7 @@
 """What a run trains on: one data set, or several mixed in given proportions."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from dnascale.data.mapped import Verify
 from dnascale.data.order import Mixture, Order, temperature_weights
 from dnascale.data.read import WindowReader
 from dnascale.data.shards import Dataset, load_dataset
-from dnascale.errors import DataError, UsageError
+from dnascale.errors import DataError, DnascaleWarning, UsageError
 from dnascale.vocab import Vocabulary
 
 
@@ -88,11 +89,18 @@ def open_corpus(
 ) -> Corpus:
     """Opens data sets by name. Without `weights`, a source's is its number of training tokens ^ (1 / temperature).
 
-    Raises DataError when one cannot be opened, or they have not the same vocabulary.
+    Warns of one that is given twice. Raises DataError when one cannot be opened, or they have not the same vocabulary.
     """
     opened = {name: load_dataset(sources[name], cache, cache_limit) for name in sorted(sources)}
     first = next(iter(opened))
-    for dataset in opened.values():
+    names: dict[str, str] = {}  # by fingerprint
+    for name, dataset in opened.items():
+        if (other := names.setdefault(dataset.fingerprint, name)) != name:
+            warnings.warn(
+                f"the sources {other} and {name} are the same data ({opened[other].location}, {dataset.location}): their windows are "
+                "drawn with both weights. Name each once, and give it the weight it is to have.",
+                DnascaleWarning, stacklevel=2,
+            )  # fmt: skip
         if dataset.vocabulary.digest != opened[first].vocabulary.digest:
             raise DataError(
                 f"{dataset.location} and {opened[first].location} have different vocabularies: prepare one of them again."

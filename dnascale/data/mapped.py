@@ -57,8 +57,9 @@ class MappedShards:
         self.index = dataset.split(split).shards
         self.tokens = self.index.tokens  # int64 [shards]
         self.address = np.zeros(len(self.index), dtype=np.int64)  # of the mapped file's first byte
-        # Least recently read first: what is mapped, its lease, and when the file was changed last.
-        self._open: OrderedDict[int, tuple[mmap.mmap, Lease | LocalFile, int]] = OrderedDict()
+        # Least recently read first: what is mapped, and its lease.
+        self._open: OrderedDict[int, tuple[mmap.mmap, Lease | LocalFile]] = OrderedDict()
+        self._changed: dict[int, int] = {}  # when files were changed last, also of those that are closed
         # Shards that may be mapped at a time; the lease of a downloaded one is a second open file.
         self.capacity = max(1, _open_files() // (readers if dataset.remote is None else 2 * readers))
         self.verify = verify
@@ -184,7 +185,7 @@ class MappedShards:
 
     def _look_again(self, shard: int) -> None:
         """What was changed since it was mapped is refused if it is shorter or longer, and else checked anew."""
-        mapped, lease, changed = self._open[shard]
+        mapped, lease = self._open[shard]
         if mapped.size() != int(self.index.shards["bytes"][shard]):
             raise DataError(
                 f"{lease.path} was changed while it was being read: it has another size than before. Restore it, and run "
@@ -194,12 +195,15 @@ class MappedShards:
             now = os.stat(lease.path).st_mtime_ns
         except FileNotFoundError:  # what is mapped stays
             return
-        if now != changed:
-            self._open[shard] = mapped, lease, now
-            if self.verify == "checksum":
-                rows = slice(*self.index.first_block[shard : shard + 2])
-                self._unchecked += int(self._checked[rows].sum())
-                self._checked[rows] = False
+        self._note_change(shard, now)
+
+    def _note_change(self, shard: int, now: int) -> None:
+        """What a file holds that was changed since it was checked is checked again."""
+        if self.verify == "checksum" and self._changed.get(shard, now) != now:
+            rows = slice(*self.index.first_block[shard : shard + 2])
+            self._unchecked += int(self._checked[rows].sum())
+            self._checked[rows] = False
+        self._changed[shard] = now
 
     def _map(self, shard: int) -> None:
         self._require_sound(shard)
@@ -215,7 +219,10 @@ class MappedShards:
         except BaseException:
             lease.close()
             raise
-        self._open[shard] = mapped, lease, changed
+        self._open[shard] = mapped, lease
+        if self.dataset.remote is not None:  # it may have come anew, and was compared with its SHA-256 then
+            self._changed.pop(shard, None)
+        self._note_change(shard, changed)
         self.address[shard] = np.frombuffer(mapped, dtype=np.uint8).__array_interface__["data"][0]
 
     def _require_sound(self, shard: int) -> None:
@@ -259,7 +266,7 @@ class MappedShards:
         return opened
 
     def _close(self, shard: int) -> None:
-        mapped, lease, _ = self._open.pop(shard)
+        mapped, lease = self._open.pop(shard)
         self.address[shard] = 0
         mapped.close()
         lease.close()
@@ -276,10 +283,13 @@ class MappedShards:
         begin, tokens, crc32 = self.index.blocks[block].tolist()
         end = begin + tokens * self.width
         if isal_zlib.crc32(memoryview(self._open[shard][0])[begin:end]) != crc32:
+            mend = f"`dnascale data verify {self.dataset.location}` names all damage; copy or prepare it again."
+            if (remote := self.dataset.remote) is not None:
+                remote.reject(self.index.file(shard))
+                mend = f"It is a copy, which the same command fetches again; `dnascale data verify {self.dataset.location}` looks at what is there."
             raise DataError(
                 f"{self._path(shard)}: block {block - int(self.index.first_block[shard])} (bytes {begin:,} to "
-                f"{end:,}) does not match its checksum: the file is damaged. `dnascale data verify "
-                f"{self.dataset.location}` names all damage; copy or prepare it again."
+                f"{end:,}) does not match its checksum: the file is damaged. {mend}"
             )
         self._unchecked -= not self._checked[block]
         self._checked[block] = True

@@ -132,7 +132,7 @@ class Grid:
 
     A shard of T tokens has (T - context + 1) // context windows, a shard shorter than 64 windows has T // context. The phase
     is any that leaves them whole. Tokens before it and after the last window are not seen in that epoch: fewer than
-    2 * context a shard, and every token is seen in some epochs.
+    2 * context a shard, and every token of a shard that has a window is seen in some epochs.
     """
 
     context: int

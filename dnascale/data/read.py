@@ -12,6 +12,10 @@ from dnascale.data.order import Grid, Windows
 from dnascale.data.shards import Dataset
 from dnascale.errors import DataError
 
+#: Of a data set behind a URL, from how many shards a sample is taken.
+_SAMPLED_SHARDS = 16
+_PIECE = 1 << 20  # tokens decoded at a time
+
 
 class _Buffers:
     """Memory for batches, used again once nobody holds it: fresh pages for each would cost as much as the gather."""
@@ -169,22 +173,47 @@ def covering_windows(shard_tokens: np.ndarray, context: int) -> tuple[Windows, n
 
 
 def split_stream(dataset: Dataset, split: str, max_tokens: int | None = None) -> np.ndarray:
-    """The token stream of a split without soft-mask bits, [tokens] of its dtype (at most `max_tokens`)."""
+    """The token stream of a split without soft-mask bits, [tokens] of its dtype.
+
+    Of a split of more than `max_tokens` a sample: as much of the beginning of each shard as its share, since data sets that were
+    merged, or indexed tars, have their species one after the other. Of a URL it is sixteen shards, or as many as hold so much, for all
+    would have to be fetched.
+    A record that a shard begins in the middle of is left out, where another begins in its part: what is taken begins with its first base.
+    """
     shards = MappedShards(dataset, split)
-    parts = [np.empty(0, dtype=dataset.dtype)]
     ids = dataset.dtype.type(dataset.vocabulary.soft_mask_bit - 1)
-    for number in range(len(shards.tokens)):
-        rest = None if max_tokens is None else max_tokens - sum(map(len, parts))
-        parts.append(shards.stream(number, rest) & ids)
+    tokens = shards.tokens.astype(np.int64)
+    sampled = max_tokens is not None and tokens.sum() > max_tokens
+    most = _shares(tokens, max_tokens, dataset.remote is not None) if sampled and max_tokens is not None else tokens
+    parts = [np.empty(0, dtype=dataset.dtype)]
+    separator = dataset.vocabulary.sep
+    for number in np.flatnonzero(most).tolist():
+        part = shards.stream(number, int(most[number])) & ids
         shards.keep([])
-        if rest is not None and len(parts[-1]) == rest:
-            break
+        if sampled and number:  # begins with a separator, behind what the part before was cut off in
+            begins = np.flatnonzero(part == separator)
+            part = part[begins[0] :] if begins.size else np.concatenate([[part.dtype.type(separator)], part])
+        parts.append(part)
     return np.concatenate(parts)
 
 
+def _shares(tokens: np.ndarray, most: int, remote: bool) -> np.ndarray:
+    """Of shards of so many tokens, int64 [n], how many each gives to a sample of `most`."""
+    shards = max(_SAMPLED_SHARDS, -(-len(tokens) * most // int(tokens.sum()))) if remote else len(tokens)
+    taken = np.unique(np.linspace(0, len(tokens) - 1, min(shards, len(tokens))).round().astype(np.int64))
+    shares = np.zeros_like(tokens)
+    shares[taken] = np.minimum(tokens[taken], tokens[taken] * most // tokens[taken].sum())
+    return shares
+
+
 def split_records(dataset: Dataset, split: str, max_tokens: int | None = None) -> list[np.ndarray]:
-    """The records of a split in letters, character ids uint8 [bases] each. `max_tokens` bounds the memory; the last record may be cut."""
-    stream = dataset.vocabulary.decode_codes(split_stream(dataset, split, max_tokens))
+    """The records of a split in letters, character ids uint8 [bases] each. `max_tokens` bounds the memory; the last
+    record of each shard's part may be cut.
+    """
+    tokens = split_stream(dataset, split, max_tokens)
+    # In pieces: to decode takes many times what tokens take.
+    pieces = [dataset.vocabulary.decode_codes(tokens[at : at + _PIECE]) for at in range(0, len(tokens), _PIECE)]
+    stream = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint8)
     separator = dataset.vocabulary.sep
     parts = np.split(stream, np.flatnonzero(stream == separator) + 1)
     return [part[part != separator] for part in parts if len(part) > 1]

@@ -107,7 +107,8 @@ class RemoteFolder:
                     with suppress(PermissionError):
                         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
                     self._here.leased(file.name)
-                    return Lease(path, lock, self._here.look_again)
+                    # Of the process that closes it: a forked child must not wait for a lock that a thread of its parent held.
+                    return Lease(path, lock, lambda: self._here.look_again())
                 # Another process may have fetched it meanwhile, and keep it in use until this one gets on.
                 attempts.until(
                     lambda: self._present(file) or lock.take(exclusive=True), "other processes are still using it"
@@ -143,6 +144,14 @@ class RemoteFolder:
                 here.threads[-1].start()
         here.look_again()
 
+    def reject(self, file: RemoteFile) -> None:
+        """Has a file that was found damaged here fetched anew by the next lease."""
+        path = self._path(file)
+        with suppress(OSError):
+            lock_path(path).write_text("")
+            if file.sha256 is None:
+                path.unlink()
+
     def close(self) -> None:
         """Ends prefetching. A download under way stops at its next piece; leases stay."""
         self._here.closed.set()
@@ -170,7 +179,7 @@ class RemoteFolder:
         except (FileNotFoundError, NotADirectoryError):
             return False
         if file.bytes is None:
-            return file.name in self._here.seen or time.time() - stat.st_mtime < FRESH
+            return file.name in self._here.seen or 0 <= time.time() - stat.st_mtime < FRESH
         return stat.st_size == file.bytes and file.sha256 in (None, sha256)
 
     def _attempts(self, file: RemoteFile) -> Attempts:

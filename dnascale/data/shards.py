@@ -9,6 +9,7 @@ reader finds any token without parsing a tar and knows the checksum of whatever 
 docs/reference/format.md has every byte.
 """
 
+import difflib
 import hashlib
 import io
 import json
@@ -185,6 +186,10 @@ class Dataset:
     def split(self, name: str) -> Split:
         """Raises DataError when the data set has no such split."""
         if name not in self.splits:
+            if near := difflib.get_close_matches(name, self.splits, n=1):
+                raise DataError(f"{self.location} has no split '{name}' (did you mean '{near[0]}'?).")
+            if name not in ("valid", "test"):
+                raise DataError(f"{self.location} has no split '{name}', it has: {', '.join(self.splits)}.")
             how = f"prepare the data with --{name} SHARE" if self.layout == "blocks" else f"index it with --{name} TARS"
             raise DataError(f"{self.location} has no split '{name}', it has: {', '.join(self.splits)}; {how}.")
         return self.splits[name]
@@ -303,14 +308,14 @@ def _parse(path: Path, remote: RemoteFolder | None) -> Dataset:
 
 def _load_rows(dataset: Dataset, file: str, bytes: int, sha256: str) -> np.ndarray:
     """A mapped array of the index. Raises DataError when it is missing or is not what dataset.json says."""
-    lease = dataset.lease(RemoteFile(file, bytes, sha256))
-    try:
-        with lease.path.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise DataError(
-            f"{lease.path} is missing; dataset.json beside it lists it. Copy it again, or prepare the data again."
-        ) from None
+    wanted = RemoteFile(file, bytes, sha256)
+    lease = dataset.lease(wanted)
+    found = _digest_of(lease.path)
+    if found != sha256 and dataset.remote is not None:  # of a copy in the cache
+        lease.close()
+        dataset.remote.reject(wanted)
+        lease = dataset.lease(wanted)
+        found = _digest_of(lease.path)
     if found != sha256:
         raise DataError(
             f"{lease.path} does not match its digest in dataset.json: it is damaged. Copy it again, or prepare the data "
@@ -320,6 +325,16 @@ def _load_rows(dataset: Dataset, file: str, bytes: int, sha256: str) -> np.ndarr
     rows = np.load(lease.path, mmap_mode="r" if bytes > _MAPPED_FROM else None)
     lease.close()
     return cast(np.ndarray, rows)
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing; dataset.json beside it lists it. Copy it again, or prepare the data again."
+        ) from None
 
 
 def _split_to_json(name: str, split: Split) -> dict[str, Any]:

@@ -7,6 +7,10 @@ The gather runs in the training process, many windows at a time. A Python thread
 lock at every shard; worker processes are an option for disks that are slower than the model.
 """
 
+import atexit
+import signal
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +104,11 @@ class TrainStream:
         self.workers = workers
         self._steps: Iterator[list[Batch]] = iter(())
         self._steps_at = -1  # position of the next of them
+        self._closed_at_exit = False
 
     def __getstate__(self) -> dict[str, object]:
         """A copy for another process reads for itself."""
-        return self.__dict__ | {"_steps": iter(()), "_steps_at": -1}
+        return self.__dict__ | {"_steps": iter(()), "_steps_at": -1, "_closed_at_exit": False}
 
     @classmethod
     def open(
@@ -190,9 +195,18 @@ class TrainStream:
             }
         )
 
+    def close(self) -> None:
+        """Ends the worker processes, which a signal to stop does not."""
+        self._steps = iter(())
+        self._steps_at = -1
+
     def _read(self) -> list[Batch]:
         """The step at the position."""
         if self._steps_at != self.position:
+            if self.workers and not self._closed_at_exit:
+                # Before multiprocessing's own end, which waits for processes that do not heed its signal.
+                atexit.register(_close, weakref.ref(self))
+                self._closed_at_exit = True
             self._steps = _Chunks(self.reader, self.order, self.dealing).steps(self.position, self.workers)
         self._steps_at = -1  # an error leaves nothing to go on with
         step = next(self._steps)
@@ -216,6 +230,19 @@ def open_order(
     corpus = open_corpus(dict(zip(names, places, strict=True)), dict(zip(names, given, strict=True)))
     reader = corpus.reader(split, context)
     return reader, corpus.order(reader, seed, lanes, lane_windows)
+
+
+def _close(stream: "weakref.ref[TrainStream]") -> None:
+    if (still := stream()) is not None:
+        still.close()
+
+
+def _leave_signals(_worker: int) -> None:
+    """In a worker process: schedulers tell all processes to stop, and the one that trains decides when this one ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)  # of the process that trains, which would hear of it twice
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _Chunks(TorchDataset[Any]):
@@ -250,12 +277,14 @@ class _Chunks(TorchDataset[Any]):
         loader: Any = DataLoader(
             self, batch_size=None, sampler=self._sizes(position), num_workers=workers, pin_memory=pin,
             generator=torch.Generator(),  # it would draw from the one of the training
+            worker_init_fn=_leave_signals,
         )  # fmt: skip
         for begin, result, columns in loader:
             if isinstance(result, DnascaleError):
                 raise result
             ahead.look(begin)
-            yield result, Windows(*columns.numpy())
+            # A copy: of views into pinned memory PyTorch would not know that a transfer still reads them.
+            yield result, Windows(*columns.numpy().copy())
 
     def __getitem__(self, chunk: tuple[int, int]) -> tuple[int, Any, torch.Tensor | None]:
         """In a worker process: position, tokens, and the columns of the windows as int64 [4, n]; or an error for tokens."""

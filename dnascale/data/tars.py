@@ -86,8 +86,8 @@ def members(path: Path, mapped: mmap.mmap) -> Iterator[tarfile.TarInfo]:
         )
     if rest[:TAR_HEADER].any():
         raise DataError(
-            f"{path}: the header at byte {tar.offset:,} does not match its checksum: the tar is damaged, fetch it "
-            "again."
+            f"{path}: the header at byte {tar.offset:,} does not match its checksum, or is cut off: the tar is truncated or damaged, fetch "
+            "or write it again."
         )
     if rest.any():
         raise DataError(

@@ -8,18 +8,25 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 from isal import isal_zlib
 
-from dnascale.data.shards import TAR_HEADER, Dataset, Split, block_offset
+from dnascale.data.remote import default_cache, is_remote
+from dnascale.data.shards import TAR_HEADER, Dataset, Split, block_offset, load_dataset
 from dnascale.errors import DnascaleError
+from dnascale.files import explained
 
 #: Bytes read at a time, and places of a wrong byte tried at a time.
 _PIECE = 1 << 20
+#: Shards read at a time.
+_THREADS = min(32, (os.cpu_count() or 1) + 4)
 #: Ways to put a file right that are compared with its SHA-256: one is right, others fit the checksums by chance.
 _WAYS = 64
 
@@ -33,6 +40,29 @@ class _Tally(NamedTuple):
     longest: int  # most bases without a separator
     last: int  # bases after the last separator
     soft_masked: int
+
+
+@contextmanager
+def opened_to_verify(location: str) -> Iterator[Dataset]:
+    """A data set as it is now: of a URL no copies that a cache has, but new ones, in a folder of their own that goes afterwards.
+
+    That folder, in the user's cache, holds the shards that are looked at at a time and no more. Raises as `load_dataset` does.
+    """
+    if not is_remote(location):
+        yield load_dataset(location)
+        return
+    near = default_cache()
+    try:
+        near.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(prefix="dnascale-verify-", dir=near, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise explained(error, near) from error
+    with folder as cache:
+        dataset = load_dataset(location, Path(cache))
+        shards = [int(size) for split in dataset.splits.values() for size in split.shards.shards["bytes"]]
+        index = sum(file.stat().st_size for file in Path(cache).rglob("*") if file.is_file())
+        # With room for one more, as a thread may ask for the next shard before another has let go of its own.
+        yield load_dataset(location, Path(cache), index + (_THREADS + 1) * max(shards, default=0))
 
 
 def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: None) -> list[str]:
@@ -56,7 +86,7 @@ def verify(dataset: Dataset, progress: Callable[[int], None] = lambda _bytes: No
 
     faults: list[str] = []
     jobs = [(split, number) for split in dataset.splits.values() for number in range(len(split.shards))]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
             results = pool.map(check, jobs)
             for name, split in dataset.splits.items():

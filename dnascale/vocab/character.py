@@ -246,6 +246,8 @@ class Vocabulary:
 
     def decode_codes(self, tokens: np.ndarray) -> np.ndarray:
         """Stored tokens [m] -> character ids uint8 [n], bit 7 = lower case. Special tokens stay, one id each."""
+        if self.first_long == len(self) and self.soft_mask_bit == SOFT_MASK_BIT:  # each is a letter
+            return tokens.astype(np.uint8)
         ids = tokens & (self.soft_mask_bit - 1)
         soft = ((tokens & self.soft_mask_bit) != 0).astype(np.uint8) * SOFT_MASK_BIT
         letters, begin, lengths = self._spelling

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dnascale import __version__
 from dnascale.data.prepare.options import PrepareOptions
@@ -146,6 +146,11 @@ def stamp(location: str, size: int | None = None) -> tuple[int, int]:
     return size or 0, 0
 
 
+def work_folder(out: Path) -> Path:
+    """Where what is done for the data set `out` is kept."""
+    return out.with_name(f"{out.name}.preparing")
+
+
 @dataclass(frozen=True)
 class Work:
     """The work folder of a plan: where each task writes, and the marker that says that it is done."""
@@ -155,12 +160,18 @@ class Work:
 
     @classmethod
     def beside(cls, out: Path, plan: Plan) -> "Work":
-        return cls(out.with_name(f"{out.name}.preparing"), plan)
+        return cls(work_folder(out), plan)
 
     @classmethod
     def load(cls, folder: Path) -> "Work":
         """As it was begun: for worker processes."""
         return cls(folder, Plan.from_dict(json.loads((folder / "plan.json").read_bytes())))
+
+    def begun(self) -> dict[str, Any] | None:
+        """The plan that the folder was begun with; None where there is none."""
+        with suppress(OSError, ValueError):
+            return cast(dict[str, Any], json.loads((self.folder / "plan.json").read_bytes()))
+        return None
 
     def begin(self, alone: bool) -> str | None:
         """Makes the folder, or goes on with what is there. Gives a sentence when that belongs to another plan.
@@ -168,9 +179,7 @@ class Work:
         What no longer fits is removed if this process is `alone` in the folder; if not, raises UsageError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        body, found = self.plan.to_dict(), None
-        with suppress(OSError, ValueError):
-            found = json.loads((self.folder / "plan.json").read_bytes())
+        body, found = self.plan.to_dict(), self.begun()
         restarted = self._restarted()
         why = "before this machine was started again" if restarted else ""
         if found is not None and not why and found != body:

@@ -69,7 +69,7 @@ class _Reader:
     def __init__(self, plan: Plan, input: Input, folder: Path, advance: Advance) -> None:
         self.input, self.folder, self.advance = input, folder, advance
         self.options, self.vocabulary = plan.options, plan.vocabulary
-        self.report, self.tally = ReadReport(input.name), Tally()
+        self.report, self.tally = ReadReport(input.name, can_skip=True), Tally()
         self.rules: Counter[str] = Counter()
         self.base_a_token = self.vocabulary.one_base_a_token
         self.taker = Taker(self.options)

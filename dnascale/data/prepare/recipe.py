@@ -20,7 +20,7 @@ from typing import Any
 
 from dnascale.data.mixture import MIXTURE, Mixture, MixtureSource
 from dnascale.data.prepare.options import PrepareOptions
-from dnascale.data.prepare.plan import Plan
+from dnascale.data.prepare.plan import Plan, work_folder
 from dnascale.data.prepare.run import Crew, Unfinished, carry_out_plan, finished
 from dnascale.data.prepare.tasks import Progress
 from dnascale.data.shards import Dataset, load_dataset
@@ -169,7 +169,7 @@ def carry_out_recipe(recipe: Recipe, out: Path, crew: Crew, progress: Progress) 
     if crew.part and (out / MIXTURE).exists():
         return {name: finished(plan, out / name) for name, plan in plans.items()}
     check_new_folder(out)
-    work = out.with_name(f"{out.name}.preparing")
+    work = work_folder(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
         with hold(work, shared=crew.world > 1), _kept(work, crew):
@@ -200,19 +200,20 @@ def _kept(work: Path, crew: Crew) -> Iterator[None]:
 def _one(name: str, plan: Plan, work: Path, crew: Crew, progress: Progress) -> Dataset | Unfinished:
     """One source: as it was prepared by an earlier call with the same plan, or prepared now."""
     folder, said = work / name, work / f"{name}.plan"
+    with hold(work, name, wait=True):  # another rank may be as far
+        # The folder appears by one rename: where it is, and this plan was said before, it is whole.
+        if not said.exists() or said.read_text() != plan.digest:
+            said.unlink(missing_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+            write_whole(said, plan.digest.encode())
     if (folder / "dataset.json").exists():
-        if said.exists() and said.read_text() == plan.digest:
-            return load_dataset(folder)
-        shutil.rmtree(folder)
-    said.unlink(missing_ok=True)
+        return load_dataset(folder)
     try:
-        done = carry_out_plan(plan, folder, crew, progress)
+        return carry_out_plan(plan, folder, crew, progress)
     except (DataError, UsageError) as error:
         error.args = (f"sources.{name}: {error}",)
         raise
-    if isinstance(done, Dataset):
-        write_whole(said, plan.digest.encode())
-    return done
 
 
 def _compare(recipe: Recipe, work: Path, progress: Progress) -> None:
@@ -228,12 +229,16 @@ def _compare(recipe: Recipe, work: Path, progress: Progress) -> None:
 def _finish(recipe: Recipe, work: Path, out: Path) -> None:
     sources = {name: MixtureSource(name, source.weight) for name, source in recipe.sources.items()}
     write_whole(work / MIXTURE, Mixture(sources, recipe.temperature).to_yaml().encode())
+    named = {MIXTURE, *recipe.sources}
     for path in work.iterdir():
-        if path.name != MIXTURE and path.name not in recipe.sources:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in named and path.is_dir():
+            shutil.rmtree(path)
     sync(work)
     work.replace(out)
     sync(out.parent)
+    for path in out.iterdir():  # what says of which plan each is, which a kill before would have needed; and locks
+        if path.name not in named:
+            path.unlink()
 
 
 def report(done: dict[str, Dataset | Unfinished]) -> str:

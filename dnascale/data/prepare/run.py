@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dnascale.data.prepare.finish import finish
 from dnascale.data.prepare.options import PrepareOptions
-from dnascale.data.prepare.plan import Plan, Work
+from dnascale.data.prepare.plan import Plan, Work, work_folder
 from dnascale.data.prepare.pool import Pool
 from dnascale.data.prepare.settle import Settled, load_settled, settle
 from dnascale.data.prepare.tasks import Progress, Task, read_tasks, write_tasks
@@ -75,7 +75,8 @@ def prepare(
     killed); in each case nothing is left at `out`, and what is worth keeping is in `out`.preparing.
     """
     out = Path(out)
-    check_new_folder(out)
+    if not (out.name and work_folder(out).is_dir()):
+        check_new_folder(out)  # before anything is looked at
     plan = Plan.of(sources, options, block_tokens, shard_blocks)
     done = carry_out_plan(plan, out, Crew(workers), progress or Progress())
     assert isinstance(done, Dataset)
@@ -87,10 +88,17 @@ def carry_out_plan(plan: Plan, out: Path, crew: Crew, progress: Progress) -> Dat
 
     A part that comes when `out` is whole already has nothing to do.
     """
-    if crew.part and (out / "dataset.json").exists():
-        return finished(plan, out)
-    check_new_folder(out)
+    if not out.name:
+        check_new_folder(out)
     work = Work.beside(out, plan)
+    if (out / "dataset.json").exists():
+        left = work.begun() == plan.to_dict()  # by a kill when the data set was whole
+        if crew.part or left:
+            done = finished(plan, out)
+            if left:
+                shutil.rmtree(work.folder, ignore_errors=True)
+            return done
+    check_new_folder(out)
     try:
         with _claimed(work, crew), _said_what_is_kept(work, crew, progress):
             if not crew.part:
@@ -111,7 +119,13 @@ def finished(plan: Plan, out: Path) -> Dataset:
     """The data set that other ranks have made. Raises UsageError when it was made of something else."""
     dataset = load_dataset(out)
     names = [source["name"] for source in dataset.sources]
-    if dataset.options != plan.options.to_dict() or names != [Path(input.name).name for input in plan.inputs]:
+    sizes = [
+        source["bytes"] == size
+        for source, input, (size, _) in zip(dataset.sources, plan.inputs, plan.stamps, strict=False)
+        if Path(input.location).is_file() and "bytes" in source
+    ]
+    same = names == [Path(input.name).name for input in plan.inputs] and all(sizes)
+    if dataset.options != plan.options.to_dict() or not same:
         raise UsageError(
             f"{out} exists, prepared from other inputs or with other options: choose another folder, or remove it first."
         )
@@ -122,7 +136,7 @@ def _carry_out(work: Work, out: Path, crew: Crew, progress: Progress) -> Dataset
     with Pool(work, crew.workers, progress) as pool:
         if left := _stage(pool, out, crew, read_tasks(work)):
             return left
-        settled = _settled(work)
+        settled = _settled(work, crew)
         if left := _stage(pool, out, crew, write_tasks(work, settled)):
             return left
     with hold(work.folder, "finish", wait=True):
@@ -145,9 +159,11 @@ def _stage(pool: Pool, out: Path, crew: Crew, tasks: list[Task]) -> Unfinished |
     return Unfinished(tasks[0].stage, left, len(tasks)) if left else None
 
 
-def _settled(work: Work) -> Settled:
+def _settled(work: Work, crew: Crew) -> Settled:
     """One process of all settles; the others wait for it and read what it has written."""
     with hold(work.folder, "settle", wait=True):
+        for left in work.folder.glob("settled.partial-*") if crew.world == 1 else ():  # by a kill
+            shutil.rmtree(left, ignore_errors=True)
         return load_settled(work) or settle(work)
 
 

@@ -5,6 +5,7 @@ done twice, or on another machine, it writes the same files.
 """
 
 import json
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -76,17 +77,38 @@ def settle(work: Work) -> Settled:
     Raises DataError when a split that was asked for gets no record, the splits share too much, or regions lie on sequences
     that were not met; UsageError when a named group is not there.
     """
+    if work.settled.exists() and load_settled(work) is None:  # of another plan
+        shutil.rmtree(work.settled, ignore_errors=True)
+    staging = work.folder / f"settled.partial-{secrets.token_hex(4)}"
+    staging.mkdir()
+    try:
+        settled = _settle(work, staging)
+        body = {"plan": work.plan.digest, **asdict(settled)}
+        (staging / "done.json").write_text(json.dumps(body))
+        staging.replace(work.settled)
+    except OSError:
+        # Where locks do not pass between hosts, another may have settled the same meanwhile.
+        if (of_another := load_settled(work)) is None:
+            raise
+        return of_another
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return settled
+
+
+def _settle(work: Work, staging: Path) -> Settled:
     options = work.plan.options
     folders = [work.read(number) for number in range(len(work.plan.inputs))]
     reports = [work.report(number) for number in range(len(work.plan.inputs))]
     tally = Tally()
     for report in reports:
         tally.merge(Tally.from_dict(report["tally"]))
-    Taker(options).check(tally)
-    _check_any(tally)
-    staging = work.folder / "settled.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    try:
+        Taker(options).check(tally)
+        _check_any(tally)
+    except DataError as error:
+        error.args = (f"{error}{_left_out(reports)}",)
+        raise
     answer = split.settle(_tables(folders, reports, staging), options.splitting, work.plan.sampled or 1)
     sums = _place(staging, Runs(folders, [report["runs"] for report in reports]), answer, tally)
     for name in answer.groups:
@@ -97,12 +119,7 @@ def settle(work: Work) -> Settled:
         for report in reports:
             rules.update(report["rules"])
         answer.leakage.check(options.max_leakage, dict(sorted(rules.items())))
-    settled = Settled(sums, tally.to_dict(), _splitting(answer))
-    body = {"plan": work.plan.digest, **asdict(settled)}
-    (staging / "done.json").write_text(json.dumps(body))
-    shutil.rmtree(work.settled, ignore_errors=True)
-    staging.replace(work.settled)
-    return settled
+    return Settled(sums, tally.to_dict(), _splitting(answer))
 
 
 def _place(folder: Path, runs: Runs, answer: split.Settled, tally: Tally) -> dict[str, dict[str, int]]:
@@ -232,6 +249,13 @@ def _splitting(answer: split.Settled) -> dict[str, Any]:
         "largest_units": [asdict(unit) for unit in answer.largest],
         "leakage": asdict(answer.leakage) if answer.leakage else None,
     }
+
+
+def _left_out(reports: list[dict[str, Any]]) -> str:
+    """Of inputs that were left out, which may be why something is missing."""
+    why = [report["source"]["skipped"] for report in reports if "skipped" in report["source"]]
+    inputs = "1 input was" if len(why) == 1 else f"{len(why):,} inputs were"
+    return f" {inputs} left out by --skip-bad-files, the first because of: {why[0]}" if why else ""
 
 
 def _check_any(tally: Tally) -> None:

@@ -48,7 +48,8 @@ def write_sidecar(path: Path, stretches: Stretches, edges: Edges) -> tuple[int, 
     written = masked = 0
     with (
         stretches.texts.open("rb") as texts,
-        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
+        path.open("wb") as out,  # not its name, which may look like a URL
+        pq.ParquetWriter(out, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for rows, places in stretches.rows:
             for at in range(0, len(rows), _GROUP_ROWS):

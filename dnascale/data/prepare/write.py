@@ -33,7 +33,9 @@ def marker(work: Work, split: str, number: int) -> Path:
 
 
 def is_written(work: Work, split: str, number: int) -> bool:
-    return marker(work, split, number).exists()
+    # After the one rename of all shards their markers may still be here, for a moment or after a kill.
+    tar = work.shards / f"{split}/{SHARD_NAME % number}"
+    return marker(work, split, number).exists() and tar.exists()
 
 
 def write_shard(work: Work, split: str, number: int, advance: Advance) -> None:

@@ -27,8 +27,9 @@ _MAX_HEADER = 64 << 10
 _DELIMITERS = (b"\t", b",", b";", b"|")
 #: What programs write for a value that is not there; of most, all letters would be bases, or nearly.
 _MISSING = frozenset((b"", b"NA", b"N/A", b"NaN", b"nan", b"NULL", b"null", b"None"))
-_SAMPLE_LINES = 100
 _LONG_DNA = re.compile("[ACGTUNacgtun]{20,}")
+#: What is the sequence of a row that stands within a value of another.
+_DNA = re.compile("[ACGTUNacgtun]{10,}")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -187,6 +188,11 @@ class _Csv:
         try:
             number = chunk.line
             for row in reader:
+                if any("\n" in value and self._has_row(value) for value in row):
+                    raise DataError(
+                        f"{self.name}:{number}: a quote that is opened here or further on takes whole rows with it; close it, or "
+                        "remove it."
+                    )
                 if len(row) == len(self.columns):
                     rows.append([value or None for value in row])
                     numbers.append(number)
@@ -202,22 +208,34 @@ class _Csv:
             csv.field_size_limit(limit)
         return Rows(_batch(self.columns, rows, "latin-1"), numbers)
 
+    def _has_row(self, value: str) -> bool:
+        """Whether a line within a value is a row of its own: as many cells, one of which is a sequence."""
+        cells = (line.split(self.delimiter) for line in value.split("\n")[1:-1])
+        return len(self.columns) > 1 and any(
+            len(row) == len(self.columns) and any(map(_DNA.fullmatch, row)) for row in cells
+        )
+
 
 class _Json:
-    """A table whose columns are the keys of its first objects."""
+    """A table whose columns are the keys of its first objects, those of some megabytes."""
 
     def __init__(self, chunk: _Lines, name: str) -> None:
         import pyarrow as pa
 
         self.name = name
         kinds: dict[str, Any] = {}
-        for line in chunk.text.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES]:
+        empty: dict[str, None] = {}
+        for line in chunk.text.split(b"\n"):
             row = _parsed(line)
             for key, value in row.items() if isinstance(row, dict) else ():
                 kind = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}.get(type(value))
                 if kind is not None:
                     kinds[key] = pa.string() if kinds.get(key, kind) != kind else kind
-        if not kinds:
+                elif value is None:
+                    empty[key] = None
+        if kinds:  # what later lines may have a text for
+            kinds |= {key: pa.string() for key in empty if key not in kinds}
+        else:
             raise DataError(
                 f"{name}:{chunk.line}: no JSON Lines, in which every line is an object with text in it; of other JSON, "
                 "`jq -c '.[]'` makes such lines."

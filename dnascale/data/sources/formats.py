@@ -16,6 +16,7 @@ from dnascale.data.sources.delimited import looks_delimited
 from dnascale.data.sources.expect import Expected
 from dnascale.data.sources.hub import hub_records
 from dnascale.data.sources.input import HUB, Input
+from dnascale.data.sources.lines import BYTE_ORDER_MARK
 from dnascale.data.sources.opened import BLOCK_BYTES, Source
 from dnascale.data.sources.record import Record
 from dnascale.data.sources.report import ReadOptions, ReadReport
@@ -121,7 +122,7 @@ def read(
 
 def first_text(head: bytes) -> bytes:
     """What a file begins with, after a byte-order mark and blank lines."""
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    return head.removeprefix(BYTE_ORDER_MARK).lstrip(b"\r\n")
 
 
 def _format_of(source: Source, options: ReadOptions) -> Format:
@@ -148,7 +149,7 @@ def _not_sequence(source: Source, text: bytes) -> DataError:
     """What a file is that has no sequences for us."""
     report = source.report
     blank = source.head[: len(source.head) - len(text)]
-    marked = blank.startswith(b"\xef\xbb\xbf")
+    marked = blank.startswith(BYTE_ORDER_MARK)
     line = 1 + len(blank.replace(b"\r\n", b"\n")) - 3 * marked
     if not text.strip():
         what = "the file is empty" if line == 1 and not text else "no sequence, only blank lines"

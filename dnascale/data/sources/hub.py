@@ -33,6 +33,7 @@ _HUB = re.compile(
 _LOCAL = re.compile(r"hf://(?P<path>(?:/|\./|\.\./|~/).*?)(?::(?P<split>[\w.+-]+))?")
 # What reads only tables. Others decode files by their names, and one of them unpickles.
 _KINDS = ("parquet", "arrow", "csv", "json")
+_NAME_FILES = "name its files instead, as in 'hf://datasets/OWNER/NAME/*.fa.gz' or a local path"
 _ROWS = 1000
 
 
@@ -117,10 +118,7 @@ def _streams(place: _Place, name: str) -> list[Any]:
         builder = datasets.load_dataset_builder(place.path, place.config, revision=place.revision)
         kind = type(builder).__module__.removeprefix("datasets.packaged_modules.").partition(".")[0]
         if kind not in _KINDS:
-            raise DataError(
-                f"{name} is no data set of tables but of {kind}: name its files instead, as in "
-                "'hf://datasets/OWNER/NAME/*.fa.gz' or a local path."
-            )
+            raise DataError(f"{name} is no data set of tables but of {kind}: {_NAME_FILES}.")
         found = builder.as_streaming_dataset()
     splits = dict(found) if isinstance(found, dict) else {"train": found}
     wanted = place.split.split("+") if place.split else list(splits)
@@ -156,6 +154,8 @@ def _explained(name: str) -> Iterator[None]:
         words = " ".join(str(error).split())[:200].rstrip(".")
         if "Dataset scripts are no longer supported" in words:
             advice = "it is a program, which is not run; ask its authors for Parquet files"
+        elif type(error).__name__ == "DataFilesNotFoundError":  # what older ones say of FASTA
+            advice = f"it holds no tables; if it holds sequences, {_NAME_FILES}"
         elif isinstance(error, ConnectionError | TimeoutError) or "offline" in words.lower():
             advice = "check the name and the network; without a network, give a local copy as hf:///FOLDER"
         else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dnascale.data.sources.report import ReadReport
 
-_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Chunk:
@@ -33,7 +33,7 @@ def chunks(blocks: Iterator[bytes], report: ReadReport) -> Iterator[Chunk]:
     kinds: set[str] = set()
     start, held = 0, b""
     for block in _after_mark(blocks):
-        if start == 0 and block.startswith(_MARK):
+        if start == 0 and block.startswith(BYTE_ORDER_MARK):
             report.warn(f"{report.name}:1:1: a UTF-8 byte-order mark was skipped")
             block, start = block[3:], 3
         raw, held = held + block if held else block, b""
@@ -56,12 +56,18 @@ def chunks(blocks: Iterator[bytes], report: ReadReport) -> Iterator[Chunk]:
         report.warn(f"{report.name} mixes line ends ({', '.join(sorted(kinds))}); all were accepted")
 
 
+def without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The same lines, of which the first has no byte-order mark."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix(BYTE_ORDER_MARK)
+
+
 def _after_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The same blocks, of which the first is long enough to see a byte-order mark in it."""
     first = b""
     for block in blocks:
         first += block
-        if len(first) >= len(_MARK):
+        if len(first) >= len(BYTE_ORDER_MARK):
             break
     if first:
         yield first

@@ -68,6 +68,7 @@ class ReadReport:
     empty: int = 0
     bad_records: int = 0
     bad_bases: int = 0
+    can_skip: bool = False  # who reads can be told to leave bad records out
     problem_count: int = 0
     problems: list[Problem] = field(default_factory=list)  # the first 10,000
     warnings: list[str] = field(default_factory=list)
@@ -103,7 +104,9 @@ class ReadReport:
             shown.append(fatal)
         if not shown:
             return
-        hint = "" if skip_bad_records or not any(p.of_record for p in left) else _HINT
+        hint = (
+            "" if fatal or skip_bad_records or not any(p.of_record for p in left) else _SKIP if self.can_skip else _MEND
+        )
         if len(shown) == 1:
             raise DataError(shown[0] + (f" {hint}" if hint else ""))
         more = f"\n  and {count + bool(fatal) - len(shown):,} more." if count + bool(fatal) > len(shown) else ""
@@ -113,4 +116,5 @@ class ReadReport:
         )
 
 
-_HINT = "Mend the file, or leave such records out with --skip-bad-records."
+_MEND = "Mend the file."
+_SKIP = "Mend the file, or leave such records out with --skip-bad-records."

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from dnascale.data.sources.alphabet import shown, text_of
+from dnascale.data.sources.lines import without_mark
 from dnascale.data.sources.opened import Source
 from dnascale.data.take import gff3, gtf
 from dnascale.data.take.layout import STRANDS, Contig
@@ -43,7 +44,7 @@ class _Reader:
         self.dialect: gtf.Gtf | gff3.Gff3 | None = None
 
     def read(self, lines: Iterable[bytes]) -> dict[str, Contig]:
-        for self.line, line in enumerate(lines, 1):
+        for self.line, line in enumerate(without_mark(lines), 1):
             if line.startswith((b"##FASTA", b">")):
                 break  # sequences follow
             if line.startswith(b"#") or not line.strip():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dnascale.data.sources.alphabet import shown, text_of
+from dnascale.data.sources.lines import without_mark
 from dnascale.data.sources.opened import Source
 from dnascale.data.take.layout import STRANDS, Contig, make_unique
 from dnascale.errors import DataError
@@ -40,7 +41,7 @@ class _Bed:
 
     def read(self, lines: Iterable[bytes]) -> dict[str, Contig]:
         known: dict[bytes, Contig] = {}
-        for self.line, line in enumerate(lines, 1):
+        for self.line, line in enumerate(without_mark(lines), 1):
             columns = line.split(b"\t")
             contig = known.get(columns[0])
             if contig is None:  # a new sequence, spaces for tabs, or no region at all
@@ -75,7 +76,7 @@ class _Bed:
 
     def contig_of(self, column: bytes, known: dict[bytes, Contig]) -> Contig:
         """The sequence that the first column names, seen for the first time in this spelling."""
-        name = text_of(column.removeprefix(b"\xef\xbb\xbf"))
+        name = text_of(column)
         if not name:
             raise self.error("the first column, the name of the sequence, is empty")
         return known.setdefault(column, self.contigs.setdefault(name, Contig()))

@@ -103,8 +103,11 @@ def lay_out(
 def _unfit(transcript: Transcript, parts: list[Part], coding: bool, circular: Mapping[str, int]) -> str:
     if transcript.unfit:
         return transcript.unfit
-    if transcript.chrom in circular and max(end for _, end, _ in parts) > circular[transcript.chrom]:
-        return "across the origin of a circular sequence"
+    if (length := circular.get(transcript.chrom)) is not None:
+        last = max(end for _, end, _ in parts)
+        # Written as an end beyond the length, or as two parts that meet at the origin.
+        if last > length or (last == length and len(parts) > 1 and parts[0][0] == 0):
+            return "across the origin of a circular sequence"
     if coding and STRANDS[transcript.strand] == ".":
         return "no strand"
     return ""
