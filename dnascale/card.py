@@ -24,7 +24,7 @@ def model_card(run: Run, licence: str | None = None) -> str:
     return (
         "\n".join(header)
         + f"""
-# {run.folder.name}
+# {run.folder.resolve().name}
 
 A DNA language model over the tokens `{vocabulary.name}`: ModernBERT, {config.model.layers} layers of {config.model.hidden_size}, context
 {config.model.context} tokens, masked language modelling. Exported by dnascale {__version__}.

@@ -4,6 +4,8 @@ Precedence: defaults here < preset < the user's YAML < overrides on the command 
 """
 
 import difflib
+import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +32,7 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 CompileMode = Literal["layers", "whole"]
+FlashAttention = Literal["torch", "FA3", "FA4"]
 ScheduleShape = Literal["wsd", "wsd-sqrt", "cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "stable_adamw", "muon", "adafactor"]
 
@@ -38,16 +42,14 @@ class _Section(BaseModel):
 
 
 class SourceConfig(_Section):
-    path: str = Field(coerce_numbers_to_str=True, description="data set folder or URL")
+    path: str = Field(description="data set folder or URL")
     weight: PositiveFloat | None = Field(
         None, description="relative number of its windows; give all sources one, or none"
     )
 
 
 class DataConfig(_Section):
-    path: str | None = Field(
-        None, coerce_numbers_to_str=True, description="data set: a folder made by `dnascale prepare`, or its URL"
-    )
+    path: str | None = Field(None, description="data set: a folder made by `dnascale prepare`, or its URL")
     sources: dict[str, SourceConfig] | None = Field(None, description="several data sets by name, in place of path")
     temperature: PositiveFloat = Field(
         1.0, description="sources without weights are drawn as tokens^(1/temperature): 1 by size, more is more even"
@@ -214,6 +216,11 @@ class TrainConfig(_Section):
         description="torch.compile of the step, by layers (seconds) or as a whole (minutes, fewest launches), or false; null = "
         "layers on CUDA, else false",
     )
+    flash_attention: FlashAttention = Field(
+        "torch",
+        description="whose flash attention on CUDA: torch's own, or that of an installed flash-attn 3 (compute capability 9.x) or 4 (9.x "
+        "and 10.x), which is tried before the run begins",
+    )
     recompute: Literal["layers", False] = Field(
         False,
         description="layers = keep only what goes into each layer and compute the rest again on the way back: far less memory, about "
@@ -246,8 +253,8 @@ class GuardConfig(_Section):
     )
     spike: PositiveFloat | None = Field(
         None,
-        description="leave out steps whose gradient norm is more than so many standard deviations above the mean of the last 128; not "
-        "with DeepSpeed",
+        description="leave out steps whose gradient norm is more than so many standard deviations above the mean of the last 128 of the "
+        "same stage, and none before there are as many; not with DeepSpeed",
     )
 
 
@@ -280,8 +287,20 @@ class LogConfig(_Section):
 
 
 class RunConfig(_Section):
-    dir: str = Field(coerce_numbers_to_str=True, description="folder of this run; runs/CONFIG if it is not said")
+    dir: str = Field(description="folder of this run; runs/CONFIG if it is not said")
     allow_change: bool = Field(False, description="accept a configuration that differs from the one the run began with")
+
+    @field_validator("dir")
+    @classmethod
+    def _is_here(cls, value: str) -> str:
+        from dnascale.data.remote import is_remote
+
+        if is_remote(value):
+            raise ValueError(
+                f"run.dir={value} is a URL, and a run is written in a folder of this machine: name one, and let "
+                "checkpoint.mirror=URL keep copies of its checkpoints"
+            )
+        return value
 
 
 class Config(_Section):
@@ -329,13 +348,19 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.recompute", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.flash_attention", "train.recompute", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
     "guard.patience", "guard.stall", "guard.replicas", "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 
 
 def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+#: Keys whose values are names of folders and the like, whatever they look like.
+_PLACES = re.compile(
+    r"run\.dir|data\.path|data\.cache|data\.sources\.[^.]+\.path|checkpoint\.mirror|model\.init_from|log\.wandb_project|train\.engine"
+)
 
 
 def load_config(source: str, overrides: list[str]) -> Config:
@@ -351,19 +376,35 @@ def load_config(source: str, overrides: list[str]) -> Config:
         if (base := tree.pop("preset", None)) is not None:
             tree = OmegaConf.merge(OmegaConf.load(_preset(str(base))), tree)
         for override in overrides:
-            key, equals, _ = override.partition("=")
+            key, equals, value = override.partition("=")
             if not equals or not key.strip():
                 raise UsageError(f"'{override}' is not an override; write section.key=value, e.g. train.steps=1000.")
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
+            # What YAML would take for a number or the beginning of a comment.
+            text = _PLACES.fullmatch(key.strip()) is not None and value not in ("", "null")
+            word = json.dumps(value) if (text or " #" in value) and value[:1] not in ("'", '"', "[", "{") else value
+            try:
+                tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([f"{key}={word}"]))
+            except YAMLError:
+                raise UsageError(
+                    f"'{override}' cannot be read: put a value with special characters in quotes, {key}='\"...\"'."
+                ) from None
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, OSError) as error:
         raise UsageError(f"{source} cannot be read as configuration: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
+    values = _at_home(values)
     if isinstance(run := values.setdefault("run", {}), dict):
         run.setdefault("dir", f"runs/{Path(source).stem}")
     if isinstance(data := values.get("data"), dict):
         _expand_mixture(data)
     return parse(values, source)
+
+
+def _at_home(value: Any) -> Any:
+    """`~/...` in place of the home folder, which a shell leaves as it is behind `data.path=`."""
+    if isinstance(value, dict):
+        return {key: _at_home(one) for key, one in value.items()}
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _expand_mixture(data: dict[str, Any]) -> None:
@@ -468,4 +509,6 @@ def _explain(error: Any) -> str:
         return f"'{key}' is missing{hint}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        return f"'{key}: {error['input']}' is read as a number: put what was meant in quotes"
     return f"'{key}={error['input']}': {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -30,11 +30,14 @@ def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one file, read in milliseconds
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which saving imports, tells of it
     model, vocabulary = run.model(), run.vocabulary()
     with whole_folder(out) as work:
         model.save_pretrained(work, max_shard_size=round(shard_gb * 1e9))
         vocabulary.tokenizer(run.config.model.context).save_pretrained(work)
-        _clean_config(work / "config.json", run.config.masking.reverse_complement)
+        strands = {"reverse_complement": run.config.masking.reverse_complement}
+        _clean_config(work / "config.json", strands | ({"keeps_u": True} if run.keeps_u() else {}))
         fault("export.write")
         (work / "README.md").write_text(model_card(run, licence))
         again = AutoModelForMaskedLM.from_pretrained(work).eval()
@@ -48,12 +51,12 @@ def export(run: Run, out: Path, licence: str | None = None, shard_gb: float = 5.
     return out
 
 
-def _clean_config(path: Path, reverse_complement: bool) -> None:
-    """Leaves out what belongs to this machine and not to the model; adds which strands it was trained on."""
+def _clean_config(path: Path, trained: dict[str, bool]) -> None:
+    """Leaves out what belongs to this machine and not to the model; adds on what it was `trained`: which strands, which letters."""
     values: dict[str, Any] = json.loads(path.read_text())
     for key in ("_name_or_path", "_attn_implementation", "attn_implementation"):
         values.pop(key, None)
-    values["reverse_complement"] = reverse_complement
+    values |= trained
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 

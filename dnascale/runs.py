@@ -1,5 +1,6 @@
 """A finished or running training run, as the commands that use its model see it."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dnascale.config import Config, DataConfig, parse
 from dnascale.data.corpus import Corpus, open_corpus
-from dnascale.errors import CheckpointError, UsageError
+from dnascale.data.remote import is_remote
+from dnascale.errors import CheckpointError, DataError, UsageError
 from dnascale.files import read_tree
 from dnascale.train.checkpoint import Checkpoint, committed, require_newest
 from dnascale.vocab import CHARACTER, Vocabulary, read_vocabulary
@@ -28,7 +30,8 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, data: str | None = None) -> "Run":
-        """A run folder, or one of its checkpoints' folders. `data` is where the data set is now, if it has moved since training.
+        """A run folder, or one of its checkpoints' folders. `data` is where the data set is now, if it has moved since training; of several,
+        the folder with one of each name.
 
         Raises UsageError when the folder is no run, CheckpointError when it has no valid checkpoint.
         """
@@ -46,14 +49,21 @@ class Run:
         config = parse(read_tree(path), str(path))
         locations = config.data.locations()
         if data is not None:
-            if len(locations) > 1:
-                raise UsageError(f"{folder} was trained on {len(locations)} data sets: --data moves only a single one.")
-            locations = dict.fromkeys(locations, data)
+            alone = len(locations) == 1
+            locations = {name: data if alone else f"{data.rstrip('/')}/{name}" for name in locations}
         return cls(folder, config, checkpoint or require_newest(folder), locations, checkpoint is not None)
 
     def corpus(self) -> Corpus:
         """The data it was trained on. Raises DataError, or CheckpointError when other data are there now."""
-        corpus = open_data(self.config.data, self.locations)
+        try:
+            corpus = open_data(self.config.data, self.locations)
+        except DataError as error:
+            gone = [where for where in self.locations.values() if not is_remote(where) and not Path(where).exists()]
+            if not gone:
+                raise
+            raise DataError(
+                f"{self.folder} was trained on {', '.join(gone)}, which is not there: say where it is now with --data, or put it back."
+            ) from error
         if corpus.fingerprint != self.checkpoint.identity.data:
             raise CheckpointError(f"{corpus.location} is not what {self.folder} was trained on (another fingerprint).")
         return corpus
@@ -67,6 +77,13 @@ class Run:
                 f"{path} is missing or not that of {self.checkpoint.folder}: restore it from a copy of the run."
             )
         return vocabulary
+
+    def keeps_u(self) -> bool:
+        """Whether it was trained on RNA as it is written (`prepare --alphabet rna`): else U was read as T."""
+        try:
+            return "rna" in json.loads((self.folder / "environment.json").read_text())["alphabets"]
+        except (OSError, ValueError, KeyError, TypeError):  # an older run, or a copy without the file
+            return False
 
     def model(self) -> "ModernBertForMaskedLM":
         """The trained Hugging Face model with its fp32 weights."""

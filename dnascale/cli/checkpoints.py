@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dnascale.cli.arguments import written_here
 from dnascale.cli.shared import Json, RunFolder, new_console, new_table
 
 app = typer.Typer(help="Look into checkpoints, check them, keep them, hand them on.", no_args_is_help=True)
@@ -89,7 +90,7 @@ def verify(run: RunFolder) -> None:
 @app.command("convert")
 def convert(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(callback=written_here, metavar="OUT", help="Folder to make.")],
 ) -> None:
     """A checkpoint for other programs: whole fp32 tensors by name, one safetensors file of weights and one a moment.
 
@@ -108,7 +109,10 @@ def import_(
     source: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="With a DeepSpeed checkpoint, or a pytorch_model.bin.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Hugging Face folder to make, for model.init_from.")],
+    out: Annotated[
+        Path,
+        typer.Argument(callback=written_here, metavar="OUT", help="Hugging Face folder to make, for model.init_from."),
+    ],
     model: Annotated[
         Path | None, typer.Option(help="Folder with config.json and tokenizer, if they are not in FOLDER.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnascale.cli.arguments import Device
+from dnascale.cli.arguments import Device, written_here
 from dnascale.cli.shared import Json, new_console, new_table, progress_bar
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, small, base, large) or a YAML file.")
+        str, typer.Argument(metavar="CONFIG", help="A preset (nano, mini, book, small, base, large) or a YAML file.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -49,13 +49,21 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "valid",
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
-    data: Annotated[str | None, typer.Option(help="Data set folder or URL, if it has moved since training.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set folder or URL, if it has moved since training; of several, the folder that has them by name."
+        ),
+    ] = None,
     context: Annotated[
         int | None, typer.Option(min=3, help="Of a Hugging Face folder: bases a window, if less than it takes.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON file to write, with a picture beside it. Default: in the run; of a folder, none."),
+        typer.Option(
+            callback=written_here,
+            help="JSON file to write, with a picture beside it. Default: in the run; of a folder, none.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -88,7 +96,7 @@ def evaluate(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(callback=written_here, metavar="OUT", help="Folder to make.")],
     licence: Annotated[
         str | None, typer.Option("--licence", "--license", help="For the model card, e.g. mit or cc-by-4.0.")
     ] = None,

@@ -9,10 +9,15 @@ layout `attend` is Hugging Face's own SDPA, so that the bare model computes what
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
+
+from dnascale.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: The name under which transformers knows `attend`.
 NAME = "dnascale"
@@ -38,6 +43,19 @@ def register() -> None:
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use(hf: "PreTrainedModel") -> None:
+    """Makes a ModernBERT that was read from somewhere attend by `attend`. Raises UsageError where transformers would not:
+    it warns alone, and records of one window would attend to each other.
+    """
+    register()
+    hf.set_attn_implementation(NAME)
+    if hf.config._attn_implementation != NAME:
+        raise UsageError(
+            "this transformers does not let the attention of ModernBERT be replaced, so records in one window would not be "
+            "kept apart: install the version that dnascale asks for (pip install --upgrade dnascale), with its sources."
+        )
 
 
 def attend(
@@ -135,12 +153,12 @@ def _to_add(visible: torch.Tensor) -> torch.Tensor:
     return torch.zeros(visible.shape, dtype=torch.bfloat16, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
-def _lay_out_flash(tokens: torch.Tensor, separator: int | None, reach: int, room: int) -> Layout:
+def _lay_out_flash(kernel: str, tokens: torch.Tensor, separator: int | None, reach: int, room: int) -> Layout:
     """Starts of records. `room`: records there is place for, at least B + 2 * separators, so that shapes are static."""
     windows, length = tokens.shape
     total, device = windows * length, tokens.device
     if separator is None:
-        return Layout("flash", reach, starts=torch.arange(0, total + length, length, dtype=torch.int32, device=device))
+        return Layout(kernel, reach, starts=torch.arange(0, total + length, length, dtype=torch.int32, device=device))
     record = record_ids(tokens, separator)
     begins = functional.pad(record[:, 1:] != record[:, :-1], (1, 0), value=True).flatten()
     place = torch.where(begins, begins.cumsum(0) - 1, room)  # all that begins no record goes to the slot behind
@@ -187,7 +205,8 @@ def _in_blocks(
 def _flash(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, local: bool, scale: float
 ) -> torch.Tensor:
-    """torch's variable-length flash attention. Global layers over windows of one record take SDPA (cuDNN on Hopper)."""
+    """torch's variable-length flash attention. As "flash", global layers over windows of one record take SDPA (cuDNN on Hopper)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
     if layout.kernel == "flash" and not local:
@@ -195,7 +214,9 @@ def _flash(
     windows, _, length, _ = q.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     seen = (layout.reach, layout.reach) if local else (-1, -1)
-    out = varlen_attn(q, k, v, layout.starts, layout.starts, length, length, scale=scale, window_size=seen)
+    # From torch 2.15 on global layers would go to cuDNN, which is not sound with the empty records behind the last one before 9.25.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out = varlen_attn(q, k, v, layout.starts, layout.starts, length, length, scale=scale, window_size=seen)
     return out.unflatten(0, (windows, length))
 
 
@@ -221,7 +242,7 @@ _KERNELS = {
 class Attention:
     """The kernel of a model: lays out each batch. `reach` is how far local layers see to each side."""
 
-    kernel: str  # flash, tiles, blocks or masks
+    kernel: str  # flash, packed flash, tiles, blocks or masks
     separator: int | None  # None: records of a window see each other
     reach: int
     _room: int = 0
@@ -233,7 +254,7 @@ class Attention:
         """Flash attention on CUDA where it can (half precision, since Ampere), tiles in bf16 on a CPU, else SDPA, in blocks for long windows."""
         half = dtype in (torch.bfloat16, torch.float16)
         if device.type == "cuda" and half and head_size % 8 == 0 and head_size <= 256 and _has_windowed_varlen(device):
-            return cls("flash", separator, reach)
+            return cls("packed flash" if flash_implementation() else "flash", separator, reach)
         if device.type == "cpu" and dtype == torch.bfloat16:
             return cls("tiles", separator, reach)
         return cls("blocks" if context >= BLOCKED_FROM * reach else "masks", separator, reach)
@@ -241,6 +262,7 @@ class Attention:
     def __str__(self) -> str:
         return {
             "flash": "variable-length flash, SDPA where a window is one record",
+            "packed flash": f"variable-length {flash_implementation() or 'flash'}",
             "tiles": "in tiles that stay in the cache",
             "blocks": f"SDPA, local layers in blocks of {self.reach}",
             "masks": "SDPA with masks",
@@ -250,7 +272,7 @@ class Attention:
         """How many records to lay a batch out for: 0 if each window is one record. Grows seldom, for each is one compile."""
         if self.separator is None or not separators:
             return 0
-        if self.kernel != "flash":
+        if "flash" not in self.kernel:
             return 1
         needed = windows + 2 * separators
         while self._room < needed:
@@ -260,10 +282,19 @@ class Attention:
     def lay_out(self, tokens: torch.Tensor, room: int) -> Layout:
         """tokens int64 [B, S], `room` as said by the method of this name."""
         separator = self.separator if room else None
-        if self.kernel == "flash":
-            return _lay_out_flash(tokens, separator, self.reach, room)
+        if "flash" in self.kernel:
+            return _lay_out_flash(self.kernel, tokens, separator, self.reach, room)
         lay_out = {"tiles": _lay_out_tiles, "blocks": _lay_out_blocks, "masks": _lay_out_masks}[self.kernel]
         return lay_out(tokens, separator, self.reach)
+
+
+def flash_implementation() -> str | None:
+    """Whose flash attention this process has in the place of torch's own (`flash.py`)."""
+    try:
+        from torch.nn.attention import current_flash_attention_impl
+    except ImportError:  # torch before 2.11
+        return None
+    return current_flash_attention_impl()
 
 
 def _has_windowed_varlen(device: torch.device) -> bool:

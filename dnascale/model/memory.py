@@ -35,12 +35,17 @@ def state_bytes(model: ModelConfig, engine: str, processes: int) -> float:
     return sum(state_parts(model, engine, processes).values())
 
 
-def token_bytes(model: ModelConfig, flash: bool) -> float:
-    """Bytes of activations a token of the micro-batch. Without flash attention, global layers keep their scores too."""
-    inner = 2 * model.layers * (10.6 * model.hidden_size + 2.8 * model.intermediate_size)
+def token_bytes(model: ModelConfig, flash: bool, recompute: bool = False) -> float:
+    """Bytes of activations a token of the micro-batch. Without flash attention, global layers keep their scores too.
+
+    With `recompute`, those of one layer, and what goes into each, in fp32: not measured.
+    """
+    layers, with_scores = (1, 1) if recompute else (model.layers, model.global_layers)
+    begins = 4 * model.layers * model.hidden_size if recompute else 0
+    inner = 2 * layers * (10.6 * model.hidden_size + 2.8 * model.intermediate_size)
     if flash:
-        return inner
-    return 2 * inner + 8 * model.global_layers * model.heads * model.context  # fp32: twice the bytes
+        return begins + inner
+    return begins + 2 * inner + 8 * with_scores * model.heads * model.context  # fp32: twice the bytes
 
 
 def token_bytes_on_cpu(model: ModelConfig, fp32: bool) -> float:
@@ -54,7 +59,9 @@ def token_bytes_on_cpu(model: ModelConfig, fp32: bool) -> float:
     return 64 * hidden + 20 * inner + model.context if fp32 else 13.7 * hidden + 8.9 * inner + 21.4 * model.context
 
 
-def tokens_that_fit(model: ModelConfig, memory: int, engine: str, processes: int, flash: bool) -> int:
+def tokens_that_fit(
+    model: ModelConfig, memory: int, engine: str, processes: int, flash: bool, recompute: bool = False
+) -> int:
     """Tokens of the largest micro-batch on a device with `memory` bytes, a multiple of the context; 0 if none fits."""
     free = _USABLE * memory - state_bytes(model, engine, processes)
-    return max(0, int(free / token_bytes(model, flash)) // model.context * model.context)
+    return max(0, int(free / token_bytes(model, flash, recompute)) // model.context * model.context)

@@ -96,8 +96,7 @@ class MaskedLanguageModel(nn.Module):
         will give them. `device`: where the model will compute; by default where it is now.
         """
         super().__init__()
-        attention.register()
-        hf.set_attn_implementation(attention.NAME)  # one read from a folder has another, that would ignore our layout
+        attention.use(hf)  # one read from a folder has another, that would ignore our layout
         self.hf = hf
         self.masking = masking
         self.autocast = autocast
@@ -133,7 +132,7 @@ class MaskedLanguageModel(nn.Module):
 
         loss: sum of weighted cross-entropies in nats over B * K, whose mean over micro-batches and ranks is the
         mean over the global batch. sums: float32 [6 + 2 * groups], (weighted nats, weight) over all predicted tokens and over
-        those shown as [MASK], and (weighted nats, weight) of the bases of the latter, which compare with evaluation; then `group_sums`.
+        those shown as [MASK], and (nats, number) of the bases of the latter, not weighted, which compare with evaluation; then `group_sums`.
         """
         with self._precision(tokens):
             batch, layout = self._begin(tokens, keys, self.room(tokens) if room is None else room)
@@ -158,6 +157,8 @@ class MaskedLanguageModel(nn.Module):
         if how == "whole":
             self.compile(fullgraph=True, dynamic=False)
             return
+        # It would cut each layer in two for DDP, whose gradients arrive layer by layer as it is.
+        torch._dynamo.config.optimize_ddp = False
         for layer in self.hf.model.layers:
             layer.compile(fullgraph=True, dynamic=False)
         self._begin = torch.compile(self._begin, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
@@ -191,21 +192,22 @@ class MaskedLanguageModel(nn.Module):
             sums = torch.stack(
                 [
                     weighted.sum(), weights.sum(), (weighted * shown_as_mask).sum(), of_hidden.sum(),
-                    *self._base_sums(logits, nats, batch.labels.flatten(), of_hidden),
+                    # Not weighted, as in evaluation.
+                    *self._base_sums(logits, nats, batch.labels.flatten(), shown_as_mask.float()),
                 ]
             )  # fmt: skip
             sums = torch.cat([sums, group_sums(nats, batch)])
         return weighted.sum() / batch.labels.numel(), sums
 
     def _base_sums(
-        self, logits: torch.Tensor, nats: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+        self, logits: torch.Tensor, nats: torch.Tensor, labels: torch.Tensor, of: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Weighted nats, weight) of the bases of tokens: logits [B, K, V], and nats, labels and weights [B * K] of tokens."""
+        """(Nats, number) of the bases of tokens: logits [B, K, V], and nats, labels and 1 or 0 for which ones they are `of`, [B * K]."""
         vocabulary = self.masking.vocabulary
         if vocabulary.views > 1:
             nats = base_nats(logits.float().flatten(0, 1), labels, vocabulary)
-        bases = weights if vocabulary.one_base_a_token else weights * self.bases_per_token[labels]
-        return (nats * weights).sum(), bases.sum()
+        bases = of if vocabulary.one_base_a_token else of * self.bases_per_token[labels]
+        return (nats * of).sum(), bases.sum()
 
     def _precision(self, on: torch.Tensor) -> AbstractContextManager[None]:
         return nullcontext() if self.autocast is None else torch.autocast(on.device.type, dtype=self.autocast)

@@ -1,9 +1,10 @@
 """From a configuration to a run that is ready to take steps: join, open the data, build the model, resume."""
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -15,14 +16,15 @@ from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Batch, Dealing, TrainStream
 from dnascale.device import choose_device, settle_precision
-from dnascale.errors import CheckpointError, DataError
+from dnascale.errors import CheckpointError, DataError, UsageError
+from dnascale.model.flash import use_flash_attention
 from dnascale.model.flops import stage_flops
 from dnascale.runs import open_data
 from dnascale.train import checkpoint
 from dnascale.train.batching import Batching, divide_batch
 from dnascale.train.distributed import connect, from_main, together
-from dnascale.train.engines import Engine, build_engine, compile_mode, deepspeed_config
-from dnascale.train.folder import settle_config
+from dnascale.train.engines import Engine, build_engine, compile_mode, deepspeed_config, require_few_in_bf16
+from dnascale.train.folder import hold_run, settle_config
 from dnascale.train.guard import Guard
 from dnascale.train.initial import begin_with, read_source
 from dnascale.train.length import settle_steps
@@ -70,12 +72,16 @@ class Job:
     guard: Guard
     watchdog: Watchdog
     mirror: Mirror | None  # on rank 0, where one is asked for
+    lock: TextIO | None  # on rank 0, while the run is this job's
     flops_per_token: float = 0.0  # of this stage
     saving: Saving | None = None  # a checkpoint on its way
 
 
-def assemble(config: Config) -> Job:
-    """Collective over all processes. Raises what is wrong with the configuration, the data or the checkpoint, on all of them."""
+def assemble(config: Config, hold: bool = False) -> Job:
+    """Collective over all processes. Raises what is wrong with the configuration, the data or the checkpoint, on all of them.
+
+    `hold`: claims the run's folder for this job before it looks for a checkpoint there (rank 0, `Job.lock`).
+    """
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -89,6 +95,7 @@ def assemble(config: Config) -> Job:
     batching = max(batchings, key=lambda one: one.accumulation)
     deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
     accelerator = connect(config.train, deepspeed)
+    together(accelerator, lambda: _settle_flash_attention(config, accelerator.device))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     run = Path(config.run.dir)
@@ -102,41 +109,51 @@ def assemble(config: Config) -> Job:
 
     # Find what to go on from.
     config = from_main(accelerator, lambda: settle_config(run, config))
-    saved, sentences = from_main(accelerator, lambda: _find_checkpoint(run, config.checkpoint.mirror))
-    for sentence in sentences:
-        screen.warn(sentence)
+    with contextlib.ExitStack() as on_failure:
+        lock = together(accelerator, lambda: hold_run(run) if hold and accelerator.is_main_process else None)
+        if lock is not None:
+            on_failure.callback(lock.close)
+        saved, sentences = from_main(accelerator, lambda: _find_checkpoint(run, config.checkpoint.mirror))
+        for sentence in sentences:
+            screen.warn(sentence)
 
-    # Build the model; settle what the device and the length of the run decide.
-    module = _build_module(config, corpus, accelerator, deepspeed is not None, fresh=saved is None)
-    config = _settle_micro_batch(config, of_run, reader, order, module, accelerator, screen)
-    config = settle_steps(accelerator, config, of_run, reader, order, module, screen)
+        # Build the model; settle what the device and the length of the run decide.
+        module = _build_module(config, corpus, accelerator, deepspeed is not None, fresh=saved is None)
+        config = _settle_micro_batch(config, of_run, reader, order, module, accelerator, screen)
+        if deepspeed is not None:
+            most = max(divide_batch(config, stage, world).accumulation for stage in of_run)
+            require_few_in_bf16(config, deepspeed, most)
+        config = settle_steps(accelerator, config, of_run, reader, order, module, screen)
 
-    # Hand the model to the engine, which takes the checkpoint.
-    if (how := compile_mode(config, accelerator)) is not None:
-        module.compile_step(how)
-    optimizer = build_optimizer(module, config.optimizer, config.train.precision, with_state=deepspeed is None)
-    engine = build_engine(accelerator, module, optimizer, config, batching.accumulation)
-    identity = checkpoint.Identity(
-        model={key: getattr(module.hf.config, key) for key in _MODEL_KEYS},
-        vocabulary=corpus.vocabulary.digest,
-        data=corpus.fingerprint,
-    )
-    state = _restore(config, engine, identity, corpus.vocabulary, saved, screen)
-    stage = stage_at(of_run, state.position)
-    stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
-    _require_one_order(accelerator, stream)
-    speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
-    where = config.checkpoint.mirror if accelerator.is_main_process else None
-    mirror = together(
-        accelerator, lambda: None if where is None else Mirror(where, config.checkpoint.keep, screen.warn)
-    )
-    job = Job(
-        config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
-        saved is not None, speed, Guard(config.guard, accelerator.device, state),
-        Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall), mirror,
-    )  # fmt: skip
-    enter(job, stage)
-    return job
+        # Hand the model to the engine, which takes the checkpoint.
+        if (how := compile_mode(config, accelerator)) is not None:
+            module.compile_step(how)
+        optimizer = build_optimizer(module, config.optimizer, config.train.precision, with_state=deepspeed is None)
+        engine = build_engine(accelerator, module, optimizer, config, batching.accumulation)
+        identity = checkpoint.Identity(
+            model={key: getattr(module.hf.config, key) for key in _MODEL_KEYS},
+            vocabulary=corpus.vocabulary.digest,
+            data=corpus.fingerprint,
+        )
+        state = _restore(config, engine, identity, corpus.vocabulary, saved, screen)
+        stage = stage_at(of_run, state.position)
+        stream = _open_stream(config, reader, order, of_run, state.position, accelerator)
+        _require_one_order(accelerator, stream)
+        speed = measure_speed(accelerator, config.train.precision, corpus.bases_in_a_token("train"))
+        where = config.checkpoint.mirror if accelerator.is_main_process else None
+        mirror = together(
+            accelerator, lambda: None if where is None else Mirror(where, config.checkpoint.keep, screen.warn)
+        )
+        if mirror is not None and saved is not None:
+            mirror.catch_up(saved.folder)
+        job = Job(
+            config, run, accelerator, of_run, stage, batching, corpus, order, valid, engine, identity, state, stream, screen,
+            saved is not None, speed, Guard(config.guard, accelerator.device, state),
+            Watchdog(run, accelerator.process_index, accelerator.num_processes, config.guard.stall), mirror, lock,
+        )  # fmt: skip
+        enter(job, stage)
+        on_failure.pop_all()
+        return job
 
 
 def _build_module(
@@ -157,6 +174,12 @@ def _build_module(
     if config.train.recompute:
         module.recompute_layers()
     return module
+
+
+def _settle_flash_attention(config: Config, device: torch.device) -> None:
+    model = config.model
+    head_size, reach = model.hidden_size // model.heads, model.local_attention // 2
+    use_flash_attention(config.train.flash_attention, device, config.train.precision, head_size, reach)
 
 
 def _settle_micro_batch(
@@ -201,6 +224,11 @@ def _restore(
     together(accelerator, lambda: saved.require(identity, engine.shapes))
     name, restart = config.optimizer.name, config.optimizer.restart
     state = together(accelerator, lambda: checkpoint.resume_state(saved, name, restart))
+    if state.step > total:
+        raise UsageError(
+            f"{config.run.dir} is at step {state.step:,} already, beyond train.steps={total:,}: a run cannot be made shorter. "
+            "model.init_from=RUN begins another one with its weights."
+        )
     checkpoint.load(saved, engine, state)
     if rises := _rises_again(state, total, config):
         screen.warn(rises)
@@ -208,15 +236,24 @@ def _restore(
 
 
 def _rises_again(state: TrainState, total: int, config: Config) -> str | None:
-    """What is to be said when a run whose learning rate had gone down is made longer."""
+    """What is to be said when a run is made longer whose learning rate had gone down, or had been through its warm-up."""
     peak = config.optimizer.learning_rate
     before = learning_rate(state.step - 1, state.total_steps, peak, config.schedule)
     after = learning_rate(state.step, total, peak, config.schedule)
-    warming_up = state.step < round(config.schedule.warmup * state.total_steps)
-    if not state.step < total > state.total_steps or warming_up or after < 2 * before:
+    warmup = config.schedule.warmup
+    if not state.step < total > state.total_steps or state.step < round(warmup * state.total_steps):
+        return None
+    longer = f"the run was to end at step {state.total_steps:,} and now ends at {total:,}"
+    if state.step < round(warmup * total):
+        return (
+            f"{longer}: its warm-up, of which schedule.warmup is the share, now "
+            f"goes on to step {round(warmup * total):,}, and the learning rate {'falls back' if after < before else 'rises again'} from {before:.2g} "
+            f"to {after:.2g}."
+        )
+    if after < 2 * before:
         return None
     return (
-        f"the run was to end at step {state.total_steps:,} and now ends at {total:,}: its learning rate rises again from {before:.2g} to "
+        f"{longer}: its learning rate rises again from {before:.2g} to "
         f"{after:.2g}, and the loss with it, until it goes down at the new end."
     )
 
@@ -224,6 +261,8 @@ def _rises_again(state: TrainState, total: int, config: Config) -> str | None:
 def enter(job: Job, stage: Stage) -> None:
     """Goes over to the batch, context and masking rate of a stage."""
     job.stage = stage
+    if job.state.position == stage.first_window:  # and not in the middle of it, where a run goes on
+        job.guard.forget()
     job.batching = divide_batch(job.config, stage, job.accelerator.num_processes)
     job.stream = _open_stream(job.config, job.stream.reader, job.order, job.stages, job.state.position, job.accelerator)
     job.engine.divide(job.batching.micro_windows, job.batching.accumulation)
@@ -282,14 +321,21 @@ def _find_checkpoint(run: Path, mirror: str | None) -> tuple[checkpoint.Checkpoi
     """The newest valid one, and what is to be said of others."""
     folder = run / "checkpoints"
     saved, rejected = checkpoint.newest_valid(folder)
+    _refuse_newer(rejected)
     fetched = [] if mirror is None else fetch_newer(mirror, folder, saved.state.step if saved is not None else None)
     if fetched:
         saved, rejected = checkpoint.newest_valid(folder)
     if saved is None and rejected:
-        raise CheckpointError(
-            f"{rejected[0]} No valid checkpoint is left in {folder}: remove that folder to start again."
-        )
+        anew = ": remove that folder to start again" if all(isinstance(e, checkpoint.Damaged) for e in rejected) else ""
+        raise CheckpointError(f"{rejected[0]} No valid checkpoint is left in {folder}{anew}.")
     return saved, [*fetched, *checkpoint.set_aside(rejected)]
+
+
+def _refuse_newer(rejected: list[CheckpointError]) -> None:
+    """Raises the error of a checkpoint of a later version: to go on from an older one would in the end replace it."""
+    for error in rejected:
+        if isinstance(error, checkpoint.Newer):
+            raise error
 
 
 def _require_one_order(accelerator: "Accelerator", stream: TrainStream) -> None:

@@ -11,11 +11,12 @@ checkpoint wins.
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnascale.errors import CheckpointError
+from dnascale.errors import CheckpointError, DnascaleWarning
 from dnascale.files import json_digest
 from dnascale.train.state import TrainState
 
@@ -51,6 +52,10 @@ class Damaged(CheckpointError):
         self.folder = folder
 
 
+class Newer(CheckpointError):
+    """A checkpoint that a later version of this program has written."""
+
+
 class Checkpoint:
     """A committed checkpoint: its manifest, and its tensors by parameter and range."""
 
@@ -61,7 +66,7 @@ class Checkpoint:
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text())
             if self.manifest["format"] != FORMAT or self.manifest["version"] > VERSION:
-                raise CheckpointError(
+                raise Newer(
                     f"{path} is of format {self.manifest['format']} {self.manifest['version']}, this dnascale reads "
                     f"{FORMAT} {VERSION}: upgrade dnascale."
                 )
@@ -238,9 +243,11 @@ def set_aside(damaged: list[CheckpointError]) -> list[str]:
 
 
 def require_newest(run: Path) -> Checkpoint:
-    """The newest valid checkpoint of a run folder. Raises CheckpointError when there is none."""
+    """The newest valid checkpoint of a run folder; warns of newer ones that are damaged. Raises CheckpointError when there is none."""
     checkpoint, rejected = newest_valid(run / "checkpoints")
     if checkpoint is None:
         detail = " ".join(map(str, rejected)) or f"{run / 'checkpoints'} holds none."
         raise CheckpointError(f"{run} has no valid checkpoint. {detail}")
+    for error in rejected:
+        warnings.warn(f"{error} {checkpoint.folder.name} is used.", DnascaleWarning, stacklevel=2)
     return checkpoint

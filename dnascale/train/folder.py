@@ -1,6 +1,7 @@
 """The folder of a run: the configuration it began with, where it is run, and who may write to it."""
 
 import json
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -11,6 +12,7 @@ from dnascale.data.transport import without_secrets
 from dnascale.errors import UsageError
 from dnascale.files import explained, hold, read_tree, write_whole
 from dnascale.train.environment import environment
+from dnascale.train.mirror import fetch_config
 
 #: Keys of the model that matter to its fresh weights alone. With any other, its checkpoints are of another model.
 _OF_A_BEGINNING = ("model.init_from:", "model.initializer_range:")
@@ -27,7 +29,9 @@ def settle_config(run: Path, config: Config) -> Config:
         begun = {".lock"} | ({"checkpoints"} if config.checkpoint.mirror is not None else set())
         if run.is_dir() and any(path.name not in begun and "partial" not in path.name for path in run.iterdir()):
             raise UsageError(f"run.dir={run} is not empty and holds no run: choose another folder.")
-        return config
+        # Of a run whose folder was lost, the mirror has the configuration too.
+        if config.checkpoint.mirror is None or not fetch_config(config.checkpoint.mirror, path):
+            return config
     before = parse(read_tree(path), str(path))
     length = ("minutes", "epochs")
     if config.train.steps is None:
@@ -51,14 +55,20 @@ def hold_run(run: Path) -> TextIO:
     """Makes the folder and claims it for this process. Raises UsageError when another run writes there."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        return hold(run)
+        lock = hold(run)
     except OSError as error:
         raise explained(error, run) from error
+    # Processes that read ahead may outlive this one by seconds, and would hold it too.
+    os.register_at_fork(after_in_child=lock.close)
+    return lock
 
 
 def write_run_files(run: Path, config: Config, corpus: Corpus, step: int) -> None:
     """config.yaml once, and again under another name for what an allowed change replaces; the rest each start."""
-    described = environment() | {"data": corpus.location, "data_fingerprint": corpus.fingerprint}
+    alphabets = sorted({dataset.options.get("alphabet", "iupac") for dataset in corpus.sources.values()})
+    described = environment() | {
+        "data": corpus.location, "data_fingerprint": corpus.fingerprint, "alphabets": alphabets,
+    }  # fmt: skip
     kept = as_recorded(config)
     path = run / "config.yaml"
     try:

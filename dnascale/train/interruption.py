@@ -1,7 +1,8 @@
 """Stopping between two steps because somebody asks for it: all ranks together, so that they can save and end as one.
 
-SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 to any process, or a file STOP in the run folder. Schedulers send signals to some processes, at
-moments of their own; what each has heard is exchanged at every step, and acted upon one step later, so that no step waits for it.
+SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP (a terminal or connection that is gone) to any process, or a file STOP in the run folder.
+Schedulers send signals to some processes, at moments of their own; what each has heard is exchanged at every step, and acted upon one
+step later, so that no step waits for it.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from dnascale.train.distributed import TIMEOUT
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 #: What stands for the file among the numbers that are exchanged.
 _STOP_FILE = 255
 #: Seconds between two looks for the file, which may be on a slow file system.
@@ -54,7 +55,8 @@ class Interruption:
         self._ear, mouth = socket.socketpair()
         mouth.setblocking(False)
         self._mouth = mouth
-        self._before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        heard = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores it
+        self._before = {number: signal.signal(number, lambda *_: None) for number in heard}
         self._wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, daemon=True).start()
         return self

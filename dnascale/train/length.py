@@ -13,6 +13,7 @@ from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Dealing, TrainStream
 from dnascale.train.batching import divide_batch, to_device
 from dnascale.train.engines import compile_mode
+from dnascale.train.memory import give_back_memory
 from dnascale.train.schedules import Stage, steps_within
 from dnascale.train.screen import Screen
 from dnascale.train.trial import trial_of
@@ -59,8 +60,12 @@ def _time_step(
     shorter = ShorterWindows(order, config.model.context // stage.context, 0)
     stream = TrainStream(reader.of_context(stage.context), shorter, Dealing(batching.micro_windows))
     trial, optimizer = trial_of(module, config, stage, compile_mode(config, accelerator))
-    micro_batches, updates = [], []
-    for _ in range(30):
+    assert config.train.minutes is not None
+    until = time.monotonic() + min(10.0, 0.02 * 60 * config.train.minutes)
+    micro_batches: list[float] = []
+    updates: list[float] = []
+    # Long enough that what else the machine does for a moment is not taken for its speed.
+    while len(updates) < 30 or time.monotonic() < until:
         begin = time.monotonic()
         for batch in stream.next_step():
             loss, _ = trial(*to_device(batch, trial, accelerator.device))
@@ -73,5 +78,7 @@ def _time_step(
         optimizer.zero_grad(set_to_none=True)
         updates.append(time.monotonic() - begin)
     # The first steps allocate memory and choose kernels.
+    del trial, optimizer, loss
+    give_back_memory(accelerator.device)
     one = statistics.median(micro_batches[10:]) * batching.accumulation + statistics.median(updates[10:])
     return float(accelerator.gather(torch.tensor([one], device=accelerator.device)).max())

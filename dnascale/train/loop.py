@@ -18,7 +18,7 @@ from dnascale.train.assemble import Job, assemble, enter
 from dnascale.train.batching import to_device
 from dnascale.train.distributed import from_main, together
 from dnascale.train.engines import GradientReductionCheck
-from dnascale.train.folder import as_recorded, hold_run, require_visible, write_run_files
+from dnascale.train.folder import as_recorded, require_visible, write_run_files
 from dnascale.train.guard import TakenStep
 from dnascale.train.interruption import Interruption
 from dnascale.train.memory import shortages_explained
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+#: Share of the training tokens in shards too short for a window from which a run warns.
+_UNSEEN = 0.01
+#: Seconds that a run which was told to stop waits for its mirror: schedulers give five minutes in all.
+_GOING = 120.0
+
+
 def train(config: Config) -> Path:
     """Runs or resumes the run in `config.run.dir` and returns that folder. Collective over all processes.
 
@@ -41,8 +47,7 @@ def train(config: Config) -> Path:
     with shortages_explained(
         config, lambda: "before a step was taken", torch.device(choose_device(config.train.device))
     ):
-        job = assemble(config)
-    lock = together(job.accelerator, lambda: hold_run(job.run) if job.accelerator.is_main_process else None)
+        job = assemble(config, hold=True)
     from_main(job.accelerator, lambda: write_run_files(job.run, job.config, job.corpus, job.state.step))
     together(job.accelerator, lambda: require_visible(job.run))
     recorder = together(job.accelerator, lambda: _open_recorder(job))
@@ -51,13 +56,16 @@ def train(config: Config) -> Path:
     if job.resumed:
         recorder.write("resume", step=begun_at, processes=job.batching.world, engine=job.engine.name)
     with shortages_explained(job.config, lambda: f"in step {job.state.step + 1}", job.accelerator.device):
-        valid_loss, stopped_by = _take_steps(job, recorder)
+        try:
+            valid_loss, stopped_by = _take_steps(job, recorder)
+        finally:
+            job.stream.close()
     if job.mirror is not None:
-        job.mirror.finish()
+        job.mirror.finish(_GOING if stopped_by is not None else None)
     together(job.accelerator, recorder.close)
     job.accelerator.wait_for_everyone()
-    if lock is not None:
-        lock.close()
+    if job.lock is not None:
+        job.lock.close()
     report = _report(job)
     if stopped_by is not None:
         stop = Stopped(
@@ -96,7 +104,13 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
             stopped_by = None if last else interruption.asked()
             save = last or stopped_by is not None or state.step % config.checkpoint.every == 0
             # Also before each checkpoint, so that no part of a line is lost when the run is resumed from it.
-            if line_due := save or state.step % config.log.every == 0:
+            line_due = save or state.step % config.log.every == 0
+            # First: the line may find that the run cannot go on, and what is written would be lost.
+            if job.saving is not None and line_due and (job.saving.written() or save):
+                job.watchdog.at("checkpoint", state.step)
+                with meter.paused():
+                    _commit(job, recorder)
+            if line_due:
                 line, events = meter.line(state, job.order.epoch_windows)
                 for event in events:
                     recorder.write(**event)
@@ -104,6 +118,7 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                 if line is not None:
                     recorder.write("train", **line)
                     job.screen.step(state, line, valid_loss)
+                job.guard.require_patience()
                 gc.collect(1)
             with meter.paused():
                 if (every := config.guard.replicas) is not None and (save or state.step % every == 0):
@@ -114,8 +129,6 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                     recorder.write("valid", step=state.step, valid_loss=valid_loss)
                     job.screen.valid(state, valid_loss)
                 job.watchdog.at("checkpoint", state.step)
-                if job.saving is not None and (save or (line_due and job.saving.written())):
-                    _commit(job, recorder)
                 if save:
                     background = config.checkpoint.asynchronous and not last and stopped_by is None
                     job.saving = Saving(job.run / "checkpoints", job.engine, state, job.identity, background)
@@ -123,7 +136,7 @@ def _take_steps(job: Job, recorder: Recorder) -> tuple[float | None, str | None]
                         _commit(job, recorder)
         if stopped_by is not None:
             recorder.write("stop", step=state.step, reason=stopped_by)
-            interruption.done()
+        interruption.done()
     return valid_loss, stopped_by
 
 
@@ -155,13 +168,13 @@ def take_step(job: Job, meter: Meter, rate: float, check: GradientReductionCheck
             inputs = to_device(batch, job.engine.module, job.accelerator.device)
         meter.add(batch.windows, job.engine.backward(*inputs, last=micro == job.batching.accumulation - 1))
     if check is not None:
-        _require_distinct(job.accelerator, meter.digest)
+        _require_distinct(job.accelerator, int(micro_batches[0].keys[0]))
         check.finish()
     job.watchdog.at("step.update", step)
     fault("step.update", step)
     state, tokens = job.state, job.stage.global_batch_tokens
     windows = tokens // job.config.model.context
-    taken = TakenStep(step, state.position, windows, rate)
+    taken = TakenStep(step, state.position, windows, job.config.model.context // job.stage.context, rate)
     meter.stepped(taken, *job.engine.step(rate, job.guard), tokens, job.flops_per_token)
     state.step += 1
     state.valid_loss = None
@@ -188,6 +201,12 @@ def _announce(job: Job) -> None:
             job.screen.warn(
                 f"stage {number} never begins: the run is over before it. Make it longer, or the stages before it shorter."
             )
+    tokens, context = job.stream.reader.shard_tokens, job.config.model.context
+    if (unseen := tokens[tokens < context].sum() / tokens.sum()) > _UNSEEN:
+        job.screen.warn(
+            f"{unseen:.0%} of the training tokens lie in shards shorter than a window of {context:,}, and are never seen: a smaller "
+            "model.context sees more of them, and data sets that are prepared together have longer shards than merged ones."
+        )
     if job.valid is None:
         job.screen.warn("the data hold out no valid split of a window or more: nothing is evaluated while training.")
     if job.resumed:
@@ -220,9 +239,9 @@ def without_garbage_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _require_distinct(accelerator: "Accelerator", digest: int) -> None:
-    """Raises DataError when two ranks trained on the same windows in the first step."""
-    seen = accelerator.gather(torch.tensor([digest], device=accelerator.device)).tolist()
+def _require_distinct(accelerator: "Accelerator", first: int) -> None:
+    """Raises DataError when two ranks trained on the same windows in the first step. `first`: key of the first window of this one."""
+    seen = accelerator.gather(torch.tensor([first], device=accelerator.device)).tolist()
     if len(set(seen)) < len(seen):
         raise DataError("two processes read the same windows: the data are not divided over the ranks.")
 

@@ -18,8 +18,9 @@ from dnascale.data.stream import Batch
 from dnascale.errors import MemoryShortage, UsageError
 from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.train.batching import divides, to_device
+from dnascale.train.checkpoint import committed
 from dnascale.train.environment import devices
-from dnascale.train.schedules import Stage
+from dnascale.train.schedules import Stage, stages
 from dnascale.train.trial import trial_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ _SHARE = 0.92
 #: Of the host's free memory, what the activations of all its processes may take on CPUs.
 _HOST_SHARE = 0.5
 #: How torch says that memory ran out, where it has no class for it.
-_SHORTAGE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_SHORTAGE = (
+    "out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"
+)  # fmt: skip
 #: Names of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -42,9 +45,24 @@ def keep_freed_memory() -> None:
 
     glibc returns blocks of 32 MiB and more to the system, which clears their pages again at each step. Nothing happens with other C libraries.
     """
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # Older ones refuse more than 32 MiB; without either the other setting would only do harm.
+    if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)):
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this host has left, or the least that a control group which this process is in does (Slurm, containers)."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError):
+        inside = groups / own.read_text().rpartition("0::/")[2].strip()
+        for group in (inside, *inside.parents):
+            with contextlib.suppress(OSError, ValueError, StopIteration):  # not in this one, or "max": no limit
+                most, taken = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+                lines = (group / "memory.stat").read_text().splitlines()
+                given_back = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+                free = min(free, max(0, most - taken + given_back))
+    return free
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -66,7 +84,11 @@ def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
 
 
 def recorded(run: Path, devices: list[str]) -> int | None:
-    """The micro-batch that a run on the same devices was begun with: taken again, so that it continues to the bit."""
+    """The micro-batch that a run on the same devices was begun with: taken again, so that it continues to the bit. None before the
+    first checkpoint: there is nothing to continue, and it may have been too large.
+    """
+    if not committed(run / "checkpoints"):
+        return None
     try:
         before = json.loads((run / "environment.json").read_text())["devices"]
         tokens = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_tokens"]
@@ -99,7 +121,7 @@ def find_micro_batch(
         say(f"micro-batch of {agreed:,} tokens, as the run began")
         return config.with_train(micro_batch_tokens=agreed)
     if not probes(device):
-        free = psutil.virtual_memory().available * _HOST_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        free = free_memory() * _HOST_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", world))
         fits = int(free / token_bytes_on_cpu(config.model, config.train.precision == "fp32"))
         smallest = int(accelerator.gather(torch.tensor([fits], device=device)).min())
         chosen = next((tokens for tokens in possible if tokens <= smallest), possible[-1])
@@ -172,11 +194,16 @@ def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> 
             raise
         return False
     finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif device.type == "mps":
-            torch.mps.empty_cache()
+        give_back_memory(device)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Gives back what is not referred to any more. A compiled model refers to itself, and would wait for Python to look."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 @contextlib.contextmanager
@@ -192,11 +219,14 @@ def shortages_explained(config: Config, when: Callable[[], str], device: torch.d
 
 def explain_shortage(config: Config, when: str, device: torch.device) -> MemoryShortage:
     """The sentence for a run that ran out of memory `when`: "in step 3", "before a step was taken"."""
-    tokens = config.train.micro_batch_tokens
-    if tokens == "auto":
+    asked = config.train.micro_batch_tokens
+    if asked == "auto":
         return MemoryShortage(
             f"out of memory {when}: {usage(device)}. The model and its optimizer do not fit there: a smaller model does."
         )
+    # No more than a process has of a step.
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    tokens = min(asked, max(stage.global_batch_tokens for stage in stages(config)) // world)
     smaller = next((t for t in range(tokens // 2, 0, -1) if t % config.model.context == 0 and tokens % t == 0), None)
     cure = (
         f"train.micro_batch_tokens={smaller} (or auto) needs about 1/{tokens // smaller} as much and trains the same, with "

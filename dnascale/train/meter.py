@@ -112,7 +112,7 @@ class Meter:
         """The line to write, summed over ranks, and what is noteworthy: steps that were left out, ranks that hold up the others; each with
         its `kind`. Begins anew. Collective.
 
-        There is no line when no loss was finite. Raises NumericsError when the guard's patience is at an end.
+        There is no line when no loss was finite.
         """
         accelerator, device = self._accelerator, self._accelerator.device
         norms, left_out = torch.stack([torch.stack(self._norms), torch.stack(self._left_out).float()]).tolist()

@@ -2,6 +2,7 @@
 
     URL/step-00001000/rank-00000-of-00002.safetensors
     URL/step-00001000/MANIFEST.json                     sent last: without it there is no checkpoint
+    URL/config.yaml                                     of the run
 
 Any place that fsspec knows: s3://, gs://, a path. Sent in a thread of rank 0, after the commit; what fails is a warning, and the next
 checkpoint is tried again.
@@ -18,10 +19,13 @@ from typing import Any
 from dnascale.data.remote import is_remote
 from dnascale.data.transport import without_secrets
 from dnascale.errors import CheckpointError, UsageError, first_line
-from dnascale.files import sync
-from dnascale.train.checkpoint import Checkpoint, committed, step_of
+from dnascale.files import explained, sync, write_whole
+from dnascale.train.checkpoint import Checkpoint, Newer, committed, step_of
 
 _MANIFEST = "MANIFEST.json"
+_CONFIG = "config.yaml"
+#: How a store says that there is nothing, and not that it cannot be asked.
+_NOTHING = (FileNotFoundError, NotADirectoryError)
 HELD = ".mirrored-"  # before the name of a checkpoint that is on its way
 
 
@@ -55,10 +59,20 @@ class Mirror:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
 
-    def finish(self) -> None:
-        """Waits until what was given is there, or has failed."""
+    def catch_up(self, checkpoint: Path) -> None:
+        """Sends a checkpoint that the run goes on from, unless it is there: a run that was killed may not have come to it."""
+        with contextlib.suppress(Exception):  # each store has its own; the next checkpoint says what is wrong
+            if checkpoint.name not in _steps(self._files, self._root):
+                self.send(checkpoint)
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Waits until what was given is there, or has failed; not longer than `seconds`."""
         if (thread := self._thread) is not None:
-            thread.join()
+            thread.join(seconds)
+            if thread.is_alive():
+                self._warn(
+                    f"the last checkpoint was not in {self._shown} after {seconds:.0f} s, and is not waited for: the next start here sends it."
+                )
 
     def _work(self) -> None:
         while True:
@@ -84,6 +98,8 @@ class Mirror:
         there = f"{self._root}/{step}"
         self._files.makedirs(there, exist_ok=True)
         names = [path.name for path in held.iterdir() if path.name != _MANIFEST]
+        with contextlib.suppress(FileNotFoundError):  # of a checkpoint that lies in no run
+            self._files.put_file(str(held.parent.parent / _CONFIG), f"{self._root}/{_CONFIG}")
         for name in [*sorted(names), _MANIFEST]:
             self._files.put_file(str(held / name), f"{there}/{name}")
 
@@ -97,6 +113,26 @@ class Mirror:
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rm_file(f"{self._root}/{name}/{_MANIFEST}")
                 self._files.rm(f"{self._root}/{name}", recursive=True)
+
+
+def fetch_config(location: str, path: Path) -> bool:
+    """Brings the configuration of the run whose checkpoints are there to `path`. Whether there is one.
+
+    Raises CheckpointError when the mirror does not answer: without it a run would go on that may have been another.
+    """
+    files, root = _open(location)
+    try:
+        content = files.cat_file(f"{root}/{_CONFIG}")
+    except _NOTHING:
+        return False
+    except Exception as error:  # each store has its own
+        raise _no_answer(location, error, f"{path.parent} has no configuration") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        raise explained(error, path) from error
+    return True
 
 
 def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
@@ -114,12 +150,9 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
     except UsageError:
         raise
     except Exception as error:
-        sentence = f"{shown} does not answer ({type(error).__name__}: {first_line(error)})"
         if than is None:
-            raise CheckpointError(
-                f"{sentence}, and {folder} has no checkpoint: give the same command again when it does, or leave out checkpoint.mirror to begin anew."
-            ) from None
-        return [f"{sentence}: the run goes on from its own checkpoints."]
+            raise _no_answer(location, error, f"{folder} has no checkpoint") from None
+        return [f"{_silence(location, error)}: the run goes on from its own checkpoints."]
     for name in reversed(names):
         if than is not None and step_of(Path(name)) <= than:
             break
@@ -128,6 +161,8 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
             (folder / name).rename(folder / f"damaged-{name}")
         try:
             _get(files, f"{root}/{name}", folder / name)
+        except Newer as error:
+            raise CheckpointError(f"of {shown}: {error}") from None
         except CheckpointError as error:
             said.append(f"of {shown}: {error}")
             continue
@@ -138,6 +173,16 @@ def fetch_newer(location: str, folder: Path, than: int | None) -> list[str]:
             "checkpoint.mirror to begin anew."
         )
     return said
+
+
+def _silence(location: str, error: Exception) -> str:
+    return f"{_shown(location)} does not answer ({type(error).__name__}: {first_line(error)})"
+
+
+def _no_answer(location: str, error: Exception, missing: str) -> CheckpointError:
+    return CheckpointError(
+        f"{_silence(location, error)}, and {missing}: give the same command again when it does, or leave out checkpoint.mirror to begin anew."
+    )
 
 
 def _get(files: Any, there: str, final: Path) -> None:
@@ -177,15 +222,26 @@ def _open(location: str) -> tuple[Any, str]:
 def _folders(files: Any, root: str) -> list[str]:
     """Names of the folders of checkpoints in a mirror, oldest first."""
     files.invalidate_cache()
-    if not files.exists(root):
+    try:
+        paths = files.ls(root, detail=False)
+    except _NOTHING:
         return []
-    names = {str(path).rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)}
+    names = {str(path).rstrip("/").rpartition("/")[2] for path in paths}
     return sorted(name for name in names if name.startswith("step-"))
 
 
 def _steps(files: Any, root: str) -> list[str]:
     """Those that are whole."""
-    return [name for name in _folders(files, root) if files.exists(f"{root}/{name}/{_MANIFEST}")]
+    return [name for name in _folders(files, root) if _is_there(files, f"{root}/{name}/{_MANIFEST}")]
+
+
+def _is_there(files: Any, path: str) -> bool:
+    """Raises what the store raises; its own `exists` may take any failure for a no, and a checkpoint would be removed, or a run begun anew."""
+    try:
+        files.info(path)
+    except _NOTHING:
+        return False
+    return True
 
 
 def _link(source: str, target: str) -> None:

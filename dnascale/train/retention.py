@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dnascale.config import CheckpointConfig
 from dnascale.errors import CheckpointError
+from dnascale.files import explained
 from dnascale.train.checkpoint import Checkpoint, committed, step_of
 from dnascale.train.mirror import HELD
 
@@ -35,13 +36,18 @@ def prune(folder: Path, newest: Path, config: CheckpointConfig) -> None:
 
 
 def pin(checkpoint: Path, on: bool) -> None:
-    """Keeps a checkpoint until the pin is taken off. Raises CheckpointError when there is none of that step."""
+    """Keeps a checkpoint until the pin is taken off. Raises CheckpointError when there is none of that step, UsageError when it cannot be
+    written there.
+    """
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not there.")
-    if on:
-        (checkpoint / _PIN).touch()
-    else:
-        (checkpoint / _PIN).unlink(missing_ok=True)
+    try:
+        if on:
+            (checkpoint / _PIN).touch()
+        else:
+            (checkpoint / _PIN).unlink(missing_ok=True)
+    except OSError as error:
+        raise explained(error, checkpoint / _PIN) from error
 
 
 def is_pinned(checkpoint: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from dnascale import __version__
 from dnascale.errors import CheckpointError, NumericsError, SpaceError
 from dnascale.faults import fault
-from dnascale.files import json_digest, no_space, sync
+from dnascale.files import json_digest, no_space, room, sync
 from dnascale.train.checkpoint import FORMAT, VERSION, Identity
 from dnascale.train.distributed import from_main, together
 from dnascale.train.state import TrainState
@@ -183,9 +183,8 @@ class Saving:
             return action()
         except OSError as error:
             if no_space(error):
-                free = shutil.disk_usage(self._folder.parent).free
                 raise SpaceError(
-                    f"no space left for the checkpoint {self._final}: {free:,} bytes are free. Older checkpoints are "
+                    f"no space left for the checkpoint {self._final}: {room(error, self._folder.parent)}. Older checkpoints are "
                     "untouched; free space and run the same command to continue."
                 ) from error
             raise CheckpointError(

@@ -133,8 +133,9 @@ class Screen:
         if event["kind"] == "skip":
             norm = "" if event["gradient_norm"] is None else f" to {event['gradient_norm']:.3g}"
             last = event["position"] + event["windows"] - 1
+            shuffled = "" if event["parts"] == 1 else "parts of windows around "
             self.warn(
-                f"step {event['step']:,} left out: {event['reason']}{norm} (windows {event['position']:,} to {last:,} of the order)."
+                f"step {event['step']:,} left out: {event['reason']}{norm} ({shuffled}windows {event['position']:,} to {last:,} of the order)."
             )
             return
         what = "a forward pass takes" if event["section"] == "forward" else "it waits for data"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dnascale.config import Config
-from dnascale.train.engines.deepspeed import deepspeed_config
+from dnascale.train.engines.deepspeed import deepspeed_config, require_few_in_bf16
 from dnascale.train.engines.engine import Engine, Fragment, compile_mode
 from dnascale.train.engines.plain import PlainEngine
 from dnascale.train.engines.reduction import GradientReductionCheck
@@ -24,6 +24,7 @@ __all__ = [
     "build_engine",
     "compile_mode",
     "deepspeed_config",
+    "require_few_in_bf16",
 ]
 
 

@@ -62,7 +62,8 @@ class PlainEngine(Engine):
             self.optimizer.step()
         elif not left_out:  # before torch 2.13 AdamW does not read it there
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # DDP's gradients are views of what it sends: new ones would be held beside it while they accumulate.
+        self.optimizer.zero_grad(set_to_none=self.name == "plain")
         return norm, left_out
 
     def full_gradient(self, name: str) -> torch.Tensor:
