@@ -18,6 +18,7 @@ from dnascale.cli.arguments import (
     PrecisionOption,
     Strands,
     StrandsOption,
+    written_here,
 )  # fmt: skip
 from dnascale.cli.shared import Json, progress_bar
 
@@ -36,7 +37,11 @@ def embed(
         list[str], typer.Argument(metavar="SEQUENCES...", help="FASTA, or any other input that `prepare` reads.")
     ],
     out: Annotated[
-        Path, typer.Option(help="What to make: .parquet, .zarr, or .npy with its rows named in a .tsv beside it.")
+        Path,
+        typer.Option(
+            callback=written_here,
+            help="What to make: .parquet, .zarr, or .npy with its rows named in a .tsv beside it.",
+        ),
     ],
     per: Annotated[Per, typer.Option(help="One vector a sequence (mean), a window (mean), or a base.")] = Per.sequence,
     window: Annotated[

@@ -19,6 +19,7 @@ from dnascale.cli.arguments import (
     PrecisionOption,
     Strands,
     StrandsOption,
+    written_here,
 )
 from dnascale.cli.shared import Json, new_console, new_table, progress_bar
 
@@ -52,7 +53,10 @@ def score(
         str | None, typer.Option(help="FASTA that the variants were called on; no index is needed.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to make: .vcf, .vcf.gz, .parquet, .tsv or .csv; a folder with --saturate.")
+        Path | None,
+        typer.Option(
+            callback=written_here, help="File to make: .vcf, .vcf.gz, .parquet, .tsv or .csv; a folder with --saturate."
+        ),
     ] = None,
     mode: Annotated[
         Mode, typer.Option(help="masked: hide the changed bases; wild-type: hide nothing; pll: both windows whole.")

@@ -1,7 +1,7 @@
 """A held-out loss taken apart: its interval, how far it is ahead of the best counts, and where in the sequences it is lost.
 
 For vocabularies with one base a token. Every base of the split has been predicted once (`loss.held_out_loss`); here the losses of single
-bases are put together again by record and group, codon position, soft mask and GC content.
+bases are put together again by record and group, codon position, source, soft mask and GC content.
 """
 
 import itertools
@@ -69,9 +69,12 @@ class Detail:
         }  # fmt: skip
 
 
-def take_apart(reader: WindowReader, losses: BaseLosses, rivals: Mapping[str, ContextModel]) -> Detail:
-    """Raises DataError when no base was predicted."""
-    stream = np.concatenate([_stream(dataset, reader.split) for dataset in reader.sources])
+def take_apart(
+    reader: WindowReader, losses: BaseLosses, rivals: Mapping[str, ContextModel], names: Sequence[str] = ()
+) -> Detail:
+    """`names` of the reader's sources, where there are several. Raises DataError when no base was predicted."""
+    streams = [_stream(dataset, reader.split) for dataset in reader.sources]
+    stream = np.concatenate(streams)
     vocabulary = reader.sources[0].vocabulary
     letters, soft = stream & (vocabulary.soft_mask_bit - 1), (stream & vocabulary.soft_mask_bit) != 0
     known = ~np.isnan(losses.nats)
@@ -112,6 +115,8 @@ def take_apart(reader: WindowReader, losses: BaseLosses, rivals: Mapping[str, Co
         ),
         f"GC of {_STRETCH} bases": parts([f"{a} to {b} %" for a, b in itertools.pairwise(bounds)], gc),
     }
+    if len(names) > 1:
+        found["source"] = parts(names, np.repeat(np.arange(len(streams)), [len(one) for one in streams]))
     if soft.any():
         found["repeats (soft-masked)"] = parts(["outside", "inside"], soft.astype(np.int64))
     of = bases[units]

@@ -10,7 +10,7 @@ import numpy as np
 from dnascale.errors import NumericsError, UsageError
 from dnascale.evaluate.language_model import BASE_OF_CODE, LanguageModel
 from dnascale.evaluate.likelihood import BATCH_TOKENS, reverse_complement
-from dnascale.evaluate.variants.alleles import codes_of
+from dnascale.evaluate.variants.alleles import checked_codes_of
 
 Per = Literal["sequence", "window", "base"]
 #: Bases of sequences whose windows are sorted by length together, which makes batches of one length.
@@ -59,8 +59,8 @@ class _Piece:
 def embed(
     model: LanguageModel, sequences: Iterable[tuple[str, bytes]], options: EmbedOptions | None = None
 ) -> Iterator[Embedding]:
-    """Embeddings of (name, letters), in their order. Raises UsageError for an option that does not fit the model, NumericsError
-    for states that are not finite.
+    """Embeddings of (name, letters), in their order. Raises UsageError for an option that does not fit the model, DataError for letters
+    that are no bases, NumericsError for states that are not finite.
 
     A sequence longer than the model takes is read in windows that overlap by half: each base comes from the window in which it is
     farther from the ends.
@@ -69,7 +69,9 @@ def embed(
     if options.window is not None and options.window < 1:
         raise UsageError(f"windows of {options.window} bases are none: 1 or more.")
     for batch in batches(sequences):
-        yield from _embed_batch(model, [(name, codes_of(letters)) for name, letters in batch], options)
+        yield from _embed_batch(
+            model, [(name, checked_codes_of(letters, f"the sequence {name!r}")) for name, letters in batch], options
+        )
 
 
 def batches(sequences: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:

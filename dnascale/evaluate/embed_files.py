@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -84,7 +85,7 @@ def embed_file(
             return None
         embeddings = chain.from_iterable(_kept(parts, number) for number in range(count))
         first = next(embeddings, None)
-        rows = 0 if first is None else _write(chain([first], embeddings), out, loaded.size)
+        rows = 0 if first is None else _write(chain([first], embeddings), out, loaded.size, parts)
     except OSError as error:
         raise explained(error, out, "What was embedded before is kept") from error
     finally:
@@ -104,7 +105,7 @@ def _part(folder: Path, number: int) -> Path:
 def _keep(folder: Path, number: int, rows: Iterator[Embedding], size: int) -> None:
     """Written as the rows come. The .npy gets its name last: where it is, the part is whole."""
     path = _part(folder, number)
-    work = path.with_suffix(".partial")
+    work = path.with_suffix(f".partial-{secrets.token_hex(4)}")  # the same command may have been given twice
     try:
         _write_npy(rows, work, size)
         for written in (_rows_of(work), work):
@@ -126,12 +127,12 @@ def _kept(folder: Path, number: int) -> Iterator[Embedding]:
             yield Embedding(name, int(start), int(end), row)
 
 
-def _write(rows: Iterator[Embedding], out: Path, size: int) -> int:
-    """Makes `out`, and .tsv beside an .npy, whole or not at all."""
+def _write(rows: Iterator[Embedding], out: Path, size: int, parts: Path) -> int:
+    """Makes `out`, and .tsv beside an .npy, whole or not at all: written in `parts`."""
     if out.suffix == ".zarr":
         with whole_folder(out) as folder:
             return _write_zarr(rows, folder, size)
-    work = out.with_name(f".{out.name}.partial")
+    work = parts / f"whole-{secrets.token_hex(4)}{out.suffix}"
     try:
         count = (_write_parquet if out.suffix == ".parquet" else _write_npy)(rows, work, size)
         sync(work)
@@ -156,7 +157,7 @@ def _write_parquet(embeddings: Iterator[Embedding], path: Path, size: int) -> in
         ("embedding", pa.list_(pa.float32(), size)),
     ]
     schema, count = pa.schema(fields), 0
-    with pq.ParquetWriter(path, schema) as file:
+    with path.open("wb") as out, pq.ParquetWriter(out, schema) as file:  # not its name, which may look like a URL
         for rows in _chunks(embeddings):
             values = pa.array(np.concatenate([row.values for row in rows]).astype(np.float32))
             columns = [pa.array([getattr(row, field) for row in rows]) for field, _ in fields[:3]]

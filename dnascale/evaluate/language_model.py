@@ -28,6 +28,7 @@ BASES = "ACGT"
 BASE_OF_CODE = np.array(
     [BASES.find("T" if letter == "U" else letter) for letter in CHARACTER.tokens[: CHARACTER.bases]]
 )
+_U = CHARACTER.tokens.index("U")
 #: uint8 [18]: the code of the other strand's letter.
 COMPLEMENT = CHARACTER.complement_table[: CHARACTER.bases].astype(np.uint8)
 #: A position ids may go up to in models that say nothing of it.
@@ -235,11 +236,14 @@ def _of_run(path: Path, device: torch.device, autocast: torch.dtype | None) -> L
             "`dnascale eval` takes any."
         )
     hf = run.model()
+    ids = torch.arange(vocabulary.bases)
+    if not run.keeps_u():
+        ids[_U] = CHARACTER.tokens.index("T")
     return LanguageModel(
-        name=str(path),
+        name=str(run.checkpoint.folder),
         digest=str(run.checkpoint.manifest["sha256"]),
         hf=hf,
-        ids=torch.arange(vocabulary.bases),
+        ids=ids,
         mask=vocabulary.mask,
         before=(),
         after=(),
@@ -263,7 +267,7 @@ def _of_folder(path: Path, device: torch.device, autocast: torch.dtype | None) -
         raise UsageError(
             f"{path} cannot be loaded as a masked language model with its tokenizer: {first_line(error)}"
         ) from None
-    ids, before, after = _letters_of(tokenizer, path)
+    ids, before, after = _letters_of(tokenizer, path, getattr(hf.config, "keeps_u", False))
     if tokenizer.mask_token_id is None:
         raise UsageError(f"the tokenizer of {path} has no mask token: the model is no masked language model.")
     known = hf.config
@@ -277,8 +281,7 @@ def _of_folder(path: Path, device: torch.device, autocast: torch.dtype | None) -
         )
     kernel = None
     if hf.config.model_type == "modernbert":
-        attention.register()
-        hf.set_attn_implementation(attention.NAME)
+        attention.use(hf)
         kernel = _attention(hf, device, autocast)
     return LanguageModel(
         name=str(path),
@@ -305,8 +308,11 @@ def _attention(hf: "PreTrainedModel", device: torch.device, autocast: torch.dtyp
     return Attention.choose(device, dtype, size, config.max_position_embeddings, None, config.local_attention // 2)
 
 
-def _letters_of(tokenizer: Any, path: Path) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
-    """Ids of the character codes, and the special tokens before and after. Raises UsageError when a base is not one token."""
+def _letters_of(tokenizer: Any, path: Path, keeps_u: bool) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
+    """Ids of the character codes, U as T unless `keeps_u`, and the special tokens before and after.
+
+    Raises UsageError when a base is not one token.
+    """
 
     def plain(text: str) -> list[int]:
         found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -322,7 +328,7 @@ def _letters_of(tokenizer: Any, path: Path) -> tuple[torch.Tensor, tuple[int, ..
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.mask_token_id
     ids = []
     for letter in CHARACTER.tokens[: CHARACTER.bases]:
-        found = plain("T" if letter == "U" else letter)
+        found = plain("T" if letter == "U" and not keeps_u else letter)
         ids.append(found[0] if len(found) == 1 else unknown)
     whole = tokenizer(probe)["input_ids"]
     start = whole.index(plain(probe)[0])

@@ -1,5 +1,6 @@
 """What long work has done so far, kept beside its output until that is written: the same command goes on from it."""
 
+import glob
 import hashlib
 import json
 import shutil
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dnascale import __version__
 from dnascale.data.sources.input import Input
 from dnascale.errors import DataError
 from dnascale.evaluate.language_model import LanguageModel
@@ -16,11 +18,12 @@ from dnascale.files import explained
 def open_parts(out: Path, model: LanguageModel, inputs: Iterable[Input], options: dict[str, Any]) -> Path:
     """The folder beside `out` for what is done so far, named after everything that decides the scores.
 
-    The same command finds it again after a kill; other inputs, another model or other options have another one. Files are known by
+    The same command finds it again after a kill; other inputs, another model, other options or another version of dnascale have
+    another one. Files are known by
     name and content, what is behind a URL by name and version.
     """
     of_inputs = [[input.name, input.version or _digest(input)] for input in inputs]
-    decides = [model.digest, model.context, str(model.autocast), options, of_inputs]
+    decides = [__version__, model.digest, model.context, str(model.autocast), options, of_inputs]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     folder = out.with_name(f".{out.name}.parts-{digest.hexdigest()[:16]}")
     try:
@@ -32,7 +35,7 @@ def open_parts(out: Path, model: LanguageModel, inputs: Iterable[Input], options
 
 def remove_parts(out: Path) -> None:
     """Removes what this and earlier commands kept for `out`, which is written now."""
-    for folder in out.parent.glob(f".{out.name}.parts-*"):
+    for folder in out.parent.glob(glob.escape(f".{out.name}.parts-") + "*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

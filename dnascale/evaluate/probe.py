@@ -10,6 +10,7 @@ import numpy as np
 
 from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.statistics import Estimate, auroc, bootstrap
+from dnascale.evaluate.table import read_table
 
 #: Strengths of regularisation among which each fold chooses by itself, on its own training rows.
 _STRENGTHS = np.logspace(-4, 3, 8)
@@ -74,23 +75,9 @@ def read_labels(path: Path, label: str, group: str | None) -> dict[str, tuple[st
 
     Without one, each name is a group of its own. Rows without a label are left out. Raises UsageError or DataError.
     """
-    import pyarrow as pa
-    import pyarrow.csv as csv
-    import pyarrow.parquet as pq
-
     if path.suffix not in (".tsv", ".csv", ".parquet"):
         raise UsageError(f"{path} is none of .tsv, .csv, .parquet.")
-    text = csv.ConvertOptions(
-        column_types={"name": pa.string(), label: pa.string()} | ({group: pa.string()} if group else {})
-    )
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        else:
-            separated = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-            table = csv.read_csv(path, parse_options=separated, convert_options=text)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from None
+    table = read_table(path)
     missing = [column for column in ("name", label, group) if column is not None and column not in table.column_names]
     if missing:
         raise UsageError(f"{path} has no column {', '.join(missing)}: it has {', '.join(table.column_names)}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dnascale.data.corpus import Corpus
 from dnascale.data.read import WindowReader, covering_windows, split_records
 from dnascale.device import choose_device, fastest_precision
-from dnascale.errors import DataError, UsageError
+from dnascale.errors import DataError, NumericsError, UsageError
 from dnascale.evaluate.baselines import Baseline, Rivals
 from dnascale.evaluate.detail import BaseLosses, Detail, take_apart
 from dnascale.evaluate.loss import HeldOutLoss, held_out_loss
@@ -141,6 +141,8 @@ def _score(
     loss = held_out_loss(
         logits, reader, corpus.vocabulary, device, batch_windows, progress=advance, note=losses.add if losses else None
     )
+    if not math.isfinite(loss.nats_per_base):
+        raise NumericsError(f"{name} gives a loss that is not finite: its weights are damaged.")
     families = itertools.count()
     sources = corpus.sources.values()
     rivals = Rivals(
@@ -151,7 +153,8 @@ def _score(
     result = Evaluation(name, step, reader.split, loss, baselines)
     _write(result, out)
     if losses is not None:
-        result = replace(result, detail=take_apart(reader, losses, rivals.longest))
+        names = [name for name, one in corpus.sources.items() if any(one is source for source in reader.sources)]
+        result = replace(result, detail=take_apart(reader, losses, rivals.longest, names))
         _write(result, out)
     return result
 

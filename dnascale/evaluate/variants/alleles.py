@@ -6,6 +6,7 @@ from enum import StrEnum
 import numpy as np
 
 from dnascale.data.sources.alphabet import encode
+from dnascale.errors import DataError
 from dnascale.evaluate.language_model import BASE_OF_CODE
 from dnascale.vocab import SOFT_MASK_BIT
 
@@ -28,7 +29,9 @@ class Status(StrEnum):
 
 @dataclass(slots=True)
 class Allele:
-    """`row`: line of the file, or row of the table, from 1. `start`: 0-based. `ref` and `alt`: letters as they are written."""
+    """`row`: line of the file, or row of the table, from 1, as `unit` says. `start`: 0-based. `ref` and `alt`: letters as they are
+    written.
+    """
 
     row: int
     contig: str
@@ -37,6 +40,7 @@ class Allele:
     alt: bytes
     status: Status = Status.scored
     llr: float = float("nan")
+    unit: str = "line"
 
     def settle(self, indels: bool, context: int) -> None:
         """Sets the status that follows from the allele alone. `context`: bases that the model takes at once."""
@@ -72,6 +76,14 @@ class Allele:
 def codes_of(letters: bytes) -> np.ndarray:
     """Character codes uint8 [n], whatever the case."""
     return np.frombuffer(encode(letters), dtype=np.uint8) & ~np.uint8(SOFT_MASK_BIT)
+
+
+def checked_codes_of(letters: bytes, what: str) -> np.ndarray:
+    """The same. Raises DataError for letters that are no bases, of `what`."""
+    codes = codes_of(letters)
+    if (codes == 0xFF & ~SOFT_MASK_BIT).any():
+        raise DataError(f"{what} has letters that are no bases.")
+    return codes
 
 
 def same_bases(one: np.ndarray, other: np.ndarray) -> bool:

@@ -15,6 +15,7 @@ from dnascale.errors import UsageError
 from dnascale.evaluate.language_model import load_model
 from dnascale.evaluate.parts import open_parts, remove_parts
 from dnascale.evaluate.ranks import rank_and_world
+from dnascale.evaluate.table import read_table, write_table
 from dnascale.evaluate.variants import tables, vcf
 from dnascale.evaluate.variants.alleles import Allele
 from dnascale.evaluate.variants.run import (
@@ -57,16 +58,20 @@ def score_file(
     """
     check_new_file(out)
     kind = _kind(out)
+    if str(variants) == "-" or (variants.exists() and not variants.is_file()):
+        raise UsageError(f"{variants} is no file, and the variants are read several times: write them to one first.")
     as_vcf = vcf.is_vcf(variants)
-    if kind == ".vcf" and not as_vcf:
+    table = None if as_vcf else read_table(variants, tables.is_position)
+    if table is not None:
+        tables.require_titles(table, variants)
+    if kind == ".vcf" and table is not None:
         raise UsageError(f"{variants} is a table, and {out.name} would be VCF: name a .parquet, .tsv or .csv.")
-    table = None if as_vcf else tables.read_table(variants)
     own: dict[str, bytes] = {}
     if table is None:
         alleles = vcf.read_alleles(variants)
     else:
         alleles, own = tables.read_alleles(variants, table, tables.columns_of(table, variants, columns))
-        tables.scored_table(table, alleles)  # refuses columns of these names before anything is computed
+        tables.require_writable(table, kind)  # before anything is computed
     if reference is None and not own and alleles:
         raise UsageError("variants by position need the sequence around them: --reference genome.fa")
     sources = [] if own or reference is None else find([reference])
@@ -91,7 +96,7 @@ def score_file(
         variants,
         table,
         alleles,
-        f"model={model} mode={options.mode} strands={'both' if options.both_strands else 'forward'}",
+        f"model={loaded.name} mode={options.mode} strands={'both' if options.both_strands else 'forward'}",
     )
     remove_parts(out)
     return alleles
@@ -126,7 +131,7 @@ def saturate(
     scores = {MODEL: np.array([allele.llr for allele in saturation.alleles])}
     if data is not None:
         scores |= count_scores(saturation, data)
-    summary = summarize(saturation, scores) | {"model": str(model), "sequences": location, **asdict(options)}
+    summary = summarize(saturation, scores) | {"model": loaded.name, "sequences": location, **asdict(options)}
     with whole_folder(out) as work:
         write_results(saturation, scores, summary, work)
     remove_parts(out)
@@ -149,9 +154,9 @@ def _write(out: Path, kind: str, variants: Path, table: Any, alleles: list[Allel
             with vcf.opened_for_writing(work, out) as file:
                 vcf.write_scored(variants, alleles, file, how)
         else:
-            tables.write_table(
-                tables.scored_table(tables.table_of(alleles) if table is None else table, alleles), work, kind
-            )
+            scored = tables.scored_table(tables.table_of(alleles) if table is None else table, alleles)
+            with work.open("wb") as file:
+                write_table(scored, file, kind)
         sync(work)
         work.replace(out)
     except OSError as error:

@@ -17,8 +17,8 @@ from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.language_model import LanguageModel
 from dnascale.evaluate.likelihood import Likelihood
 from dnascale.evaluate.ranks import rank_and_world, wait_for_all
-from dnascale.evaluate.variants.alleles import Allele, Status, codes_of, same_bases
-from dnascale.evaluate.variants.scores import ScoreOptions, score_alleles
+from dnascale.evaluate.variants.alleles import Allele, Status, checked_codes_of, codes_of, same_bases
+from dnascale.evaluate.variants.scores import ScoreOptions, Scoring
 from dnascale.files import explained, write_whole
 from dnascale.vocab import SOFT_MASK_BIT
 
@@ -42,10 +42,13 @@ class Contig:
 
 @dataclass
 class Part:
-    """Alleles of one contig that are scored together, by their number."""
+    """Alleles that are scored together, by their number: of contigs that follow one another."""
 
-    contig: str
-    numbers: list[int] = field(default_factory=list)
+    contigs: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for numbers in self.contigs.values() for number in numbers]
 
 
 def reference_of(sources: Sequence[Input]) -> Sequences:
@@ -64,9 +67,7 @@ def given_sequences(sequences: Mapping[str, bytes]) -> Sequences:
 
     def contigs() -> Iterator[tuple[str, Contig]]:
         for name, letters in sequences.items():
-            codes = codes_of(letters)
-            if (codes == 0xFF & ~SOFT_MASK_BIT).any():
-                raise DataError(f"the {name} has letters that are no bases.")
+            codes = checked_codes_of(letters, f"the {name}")
             yield name, Contig(len(codes), lambda start, end, codes=codes: codes[start:end])  # type: ignore[misc]
 
     return contigs
@@ -93,7 +94,11 @@ def compare(
     for allele in alleles:
         allele.settle(options.indels == "pll", context)
         by_contig.setdefault(allele.contig, []).append(allele)
-    order: list[str] = []
+    if ignore_chr and (both := next((name for name in by_contig if _toggled(name) in by_contig), None)) is not None:
+        raise DataError(
+            f"the variants are on {both!r} and on {_toggled(both)!r}, which --ignore-chr makes one: name it one way."
+        )
+    order: dict[str, None] = {}  # names, as a set in order
     other_name: dict[str, str] = {}
     for name, contig in sequences():
         toggled = _toggled(name)
@@ -104,7 +109,7 @@ def compare(
             continue
         if meant in order:
             raise DataError(f"{where} has the sequence {name!r} twice: which one is meant cannot be known.")
-        order.append(meant)
+        order[meant] = None
         for allele in by_contig[meant]:
             _meet(allele, contig)
     absent = [name for name in by_contig if name not in order]
@@ -125,14 +130,14 @@ def compare(
                 allele.status = Status.absent
     if not allow_mismatches:
         _refuse_another_genome(alleles, where)
-    return order
+    return list(order)
 
 
 def mismatches(alleles: list[Allele]) -> list[str]:
     """The alleles that do not agree with the reference, in words: where, and what they say; the first ten."""
     wrong = [allele for allele in alleles if allele.status in (Status.mismatch, Status.outside)]
     shown = [
-        f"line {a.row}: {a.contig}:{a.start + 1} {a.ref.decode(errors='replace')}"
+        f"{a.unit} {a.row}: {a.contig}:{a.start + 1} {a.ref.decode(errors='replace')}"
         + (" is not what the reference has there" if a.status is Status.mismatch else " lies outside the reference")
         for a in wrong[:_SHOWN]
     ]
@@ -165,13 +170,18 @@ def score(
         if parts_folder is not None and _file(parts_folder, number).exists():
             done += len(part.numbers)
         elif number % world == rank:
-            mine.setdefault(part.contig, []).append((number, part))
+            for name in part.contigs:
+                mine.setdefault(name, []).append((number, part))
     progress(done, total)
     scores: dict[int, np.ndarray] = {}
+    scoring = Scoring(likelihood, options)
     for name, contig in sequences() if mine else ():
         meant = name if name in mine else _toggled(name) if ignore_chr else name
         for number, part in mine.pop(meant, ()):
-            llr = score_alleles([alleles[at] for at in part.numbers], contig.codes, contig.length, likelihood, options)
+            scoring.add([alleles[at] for at in part.contigs[meant]], contig.codes, contig.length)
+            if meant != next(reversed(part.contigs)):
+                continue
+            llr, scoring = scoring.answer(), Scoring(likelihood, options)
             if parts_folder is None:
                 scores[number] = llr
             else:
@@ -225,13 +235,14 @@ def _parts(alleles: list[Allele], order: list[str], options: ScoreOptions, conte
         if allele.status is Status.scored:
             by_contig[allele.contig].append(number)
     parts: list[Part] = []
+    cost = _PART
     for name, numbers in by_contig.items():
-        cost, last = _PART, -1
+        last = -1
         for number in sorted(numbers, key=lambda number: alleles[number].start):
             if cost >= _PART and alleles[number].start != last:
-                parts.append(Part(name))
+                parts.append(Part())
                 cost = 0
-            parts[-1].numbers.append(number)
+            parts[-1].contigs.setdefault(name, []).append(number)
             cost += options.cost(alleles[number], context)
             last = alleles[number].start
     return parts

@@ -43,12 +43,16 @@ class Saturation:
     @classmethod
     def of(cls, location: str, coding: bool = False, genetic_code: int = 1, region: str | None = None) -> "Saturation":
         """`location`: a FASTA file, or builtin:drd2. `region`: NAME:START-END, from 1, both ends in it. Raises DataError or UsageError."""
-        sequences = {}
+        sequences: dict[str, bytes] = {}
+        names: set[str] = set()
+        wanted = None if region is None else region.rpartition(":")[0]
         for source in find([location]):
             for record in read(source):
-                if record.name in sequences:
+                if record.name in names:
                     raise DataError(f"{location} has the sequence {record.name!r} twice: rename one.")
-                sequences[record.name] = record.bases[:].upper().replace(b"U", b"T")
+                names.add(record.name)
+                if wanted in (None, record.name):  # the others of a genome would take gigabytes
+                    sequences[record.name] = record.bases[:].upper().replace(b"U", b"T")
         spans = {name: (0, len(bases)) for name, bases in sequences.items()}
         if region is not None:
             spans = dict([_span(region, sequences, location)])
@@ -158,7 +162,8 @@ def write_results(saturation: Saturation, scores: dict[str, np.ndarray], summary
     """scores.parquet (and .tsv), summary.json, and the figures consequence.png and along-sequence.png, which need matplotlib."""
     import pyarrow as pa
 
-    from dnascale.evaluate.variants.tables import scored_table, table_of, write_table
+    from dnascale.evaluate.table import write_table
+    from dnascale.evaluate.variants.tables import scored_table, table_of
 
     table = scored_table(table_of(saturation.alleles), saturation.alleles)
     if saturation.consequences is not None:
@@ -167,7 +172,8 @@ def write_results(saturation: Saturation, scores: dict[str, np.ndarray], summary
         if name != MODEL:
             table = table.append_column(name, pa.array(values))
     for kind in (".parquet", ".tsv"):
-        write_table(table, folder / f"scores{kind}", kind)
+        with (folder / f"scores{kind}").open("wb") as file:
+            write_table(table, file, kind)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     from dnascale.evaluate import figures
 

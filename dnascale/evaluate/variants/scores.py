@@ -1,10 +1,10 @@
-"""Log-likelihood ratios of the alleles of one sequence. The formulas are in docs/reference/scores.md.
+"""Log-likelihood ratios of alleles. The formulas are in docs/reference/scores.md.
 
 Windows are symmetric: as many bases before the variant as after it, so that the score on the other strand is the same number.
 At an end of the sequence they move inwards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,97 +48,119 @@ def flanks(start: int, end: int, span: int, length: int, context: int) -> tuple[
     return min(2 * flank - right, start), min(2 * flank - left, length - end)
 
 
-def score_alleles(
-    alleles: Sequence[Allele],
-    codes: Callable[[int, int], np.ndarray],
-    length: int,
-    likelihood: Likelihood,
-    options: ScoreOptions,
-) -> np.ndarray:
-    """float64 [n]: ln p(alternative) - ln p(reference), nats. `codes(start, end)` gives character codes of the sequence.
+@dataclass
+class _Substitution:
+    """An allele, by its number, and its bases (0 to 3) where they differ from the reference's."""
 
-    All alleles lie in the sequence and agree with it. Raises NumericsError when the model gives no finite number.
+    number: int
+    ref: np.ndarray
+    alt: np.ndarray
+
+
+@dataclass
+class _Window:
+    """What the model is asked: ln p at `positions` of `codes`, and whose it is, with the first of its positions."""
+
+    codes: np.ndarray
+    positions: np.ndarray
+    wanted: list[tuple[int, _Substitution]]
+
+
+#: The start and the end of a window in the sequence, and the groups of positions that are asked for in it.
+_Cut = tuple[int, int, list[tuple[int, ...]]]
+
+
+class Scoring:
+    """Alleles of any number of sequences, whose windows wait for the same forwards.
+
+    >>> scoring = Scoring(likelihood, options)  # doctest: +SKIP
+    >>> scoring.add(alleles, codes, length)  # doctest: +SKIP
+    >>> llr = scoring.answer()  # doctest: +SKIP
     """
-    context = likelihood.model.context
-    out = np.empty(len(alleles))
-    points: dict[tuple[int, ...], list[int]] = {}  # of substitutions by the positions that differ
-    for number, allele in enumerate(alleles):
-        start, ref, alt = allele.trimmed()
-        if options.mode == "pll" or len(ref) != len(alt):
-            out[number] = _by_sums(start, ref, alt, codes, length, likelihood, options)
-        else:
-            places = tuple(int(at) for at in start + np.flatnonzero(ref != alt))
-            points.setdefault(places, []).append(number)
-    single = sorted(places[0] for places in points if len(places) == 1)
-    if options.mode == "masked" and options.together > 1:
-        log_p = _together(single, codes, length, likelihood, options.together)
-    else:
-        log_p = _one_by_one([(at,) for at in single], codes, length, context, likelihood, options.mode)
-    log_p |= _one_by_one([p for p in points if len(p) > 1], codes, length, context, likelihood, options.mode)
-    for places, numbers in points.items():
-        for number in numbers:
-            start, ref, alt = alleles[number].trimmed()
+
+    def __init__(self, likelihood: Likelihood, options: ScoreOptions) -> None:
+        self.likelihood, self.options = likelihood, options
+        self._llr: list[float] = []
+        self._windows: dict[tuple[int, int], list[_Window]] = {}  # those of as many bases and positions
+
+    def add(self, alleles: Sequence[Allele], codes: Callable[[int, int], np.ndarray], length: int) -> None:
+        """Cuts out the windows of alleles that lie in a sequence and agree with it; what needs many forwards is asked at once.
+
+        `codes(start, end)` gives character codes uint8 of the sequence, which has `length` bases.
+        """
+        points: dict[tuple[int, ...], list[_Substitution]] = {}  # by the positions that differ
+        for number, allele in enumerate(alleles, start=len(self._llr)):
+            start, ref, alt = allele.trimmed()
+            if self.options.mode == "pll" or len(ref) != len(alt):
+                self._llr.append(_by_sums(start, ref, alt, codes, length, self.likelihood, self.options))
+                continue
+            self._llr.append(0.0)
             differs = np.flatnonzero(ref != alt)
-            rows = np.arange(len(differs))
-            found = log_p[places]
-            out[number] = (found[rows, BASE_OF_CODE[alt[differs]]] - found[rows, BASE_OF_CODE[ref[differs]]]).sum()
-    if not np.isfinite(out).all():
-        raise NumericsError(
-            f"{likelihood.model.name} gives log-likelihoods that are not finite: its weights are damaged."
-        )
-    return out
+            substitution = _Substitution(number, BASE_OF_CODE[ref[differs]], BASE_OF_CODE[alt[differs]])
+            points.setdefault(tuple(int(at) for at in start + differs), []).append(substitution)
+        for first, last, groups in self._cut(points, length):
+            wanted, size = [], 0
+            for group in groups:
+                wanted += [(size, substitution) for substitution in points[group]]
+                size += len(group)
+            window = _Window(codes(first, last), np.concatenate(groups) - first, wanted)
+            self._windows.setdefault((last - first, size), []).append(window)
+
+    def answer(self) -> np.ndarray:
+        """float64 [n]: ln p(alternative) - ln p(reference), nats, of all alleles in the order in which they were added.
+
+        Raises NumericsError when the model gives no finite number.
+        """
+        out = np.array(self._llr)
+        for windows in self._windows.values():
+            codes = np.stack([window.codes for window in windows])
+            positions = np.stack([window.positions for window in windows])
+            found = self.likelihood.log_p(codes, positions, self.options.mode == "masked")
+            for window, log_p in zip(windows, found, strict=True):
+                for first, one in window.wanted:
+                    rows = np.arange(first, first + len(one.ref))
+                    out[one.number] = (log_p[rows, one.alt] - log_p[rows, one.ref]).sum()
+        if not np.isfinite(out).all():
+            raise NumericsError(
+                f"{self.likelihood.model.name} gives log-likelihoods that are not finite: its weights are damaged."
+            )
+        return out
+
+    def _cut(self, points: Iterable[tuple[int, ...]], length: int) -> list[_Cut]:
+        context, together = self.likelihood.model.context, self.options.together
+        single = sorted(places for places in points if len(places) == 1)
+        several = [places for places in points if len(places) > 1]
+        if self.options.mode == "masked" and together > 1:
+            return _together(single, length, context, together) + _alone(several, length, context)
+        return _alone(single + several, length, context)
 
 
-def _one_by_one(
-    places: list[tuple[int, ...]],
-    codes: Callable[[int, int], np.ndarray],
-    length: int,
-    context: int,
-    likelihood: Likelihood,
-    mode: str,
-) -> dict[tuple[int, ...], np.ndarray]:
-    """ln p [K, 4] for each group of K positions, from a window around the group."""
-    shapes: dict[tuple[int, int], list[tuple[tuple[int, ...], int, int]]] = {}
-    for place in places:
-        start, end = place[0], place[-1] + 1
+def _alone(groups: Iterable[tuple[int, ...]], length: int, context: int) -> list[_Cut]:
+    """A window around each group of positions."""
+    cut: list[_Cut] = []
+    for group in groups:
+        start, end = group[0], group[-1] + 1
         left, right = flanks(start, end, end - start, length, context)
-        shapes.setdefault((right + end - start + left, len(place)), []).append((place, start - left, end + right))
-    found: dict[tuple[int, ...], np.ndarray] = {}
-    for group in shapes.values():
-        windows = np.stack([codes(first, last) for _, first, last in group])
-        at = np.array([[position - first for position in place] for place, first, _ in group])
-        for (place, _, _), log_p in zip(group, likelihood.log_p(windows, at, mode == "masked"), strict=True):
-            found[place] = log_p
-    return found
+        cut.append((start - left, end + right, [group]))
+    return cut
 
 
-def _together(
-    positions: list[int],
-    codes: Callable[[int, int], np.ndarray],
-    length: int,
-    likelihood: Likelihood,
-    together: int,
-) -> dict[tuple[int, ...], np.ndarray]:
-    """ln p [1, 4] of each position: windows in steps of half a window, each for the positions in its middle half."""
-    width = min(likelihood.model.context, length)
+def _together(positions: Iterable[tuple[int, ...]], length: int, context: int, together: int) -> list[_Cut]:
+    """Windows in steps of half a window, each for single positions, which are sorted, in its middle half."""
+    width = min(context, length)
     step = max(1, width // 2)
-    groups: list[list[int]] = []
-    blocks: dict[int, list[list[int]]] = {}
-    for position in positions:  # sorted
+    cut: list[_Cut] = []
+    blocks: dict[int, list[list[tuple[int, ...]]]] = {}
+    for (position,) in positions:
         mine = blocks.setdefault(position // step, [])
-        open_ = next((g for g in mine if len(g) < together and position - g[-1] >= APART), None)
+        open_ = next((g for g in mine if len(g) < together and position - g[-1][0] >= APART), None)
         if open_ is None:
             open_ = []
             mine.append(open_)
-            groups.append(open_)
-        open_.append(position)
-    if not groups:
-        return {}
-    starts = [min(max(group[0] // step * step - (width - step) // 2, 0), length - width) for group in groups]
-    windows = np.stack([codes(start, start + width) for start in starts])
-    at = np.array([(group + [group[-1]] * together)[:together] for group in groups]) - np.array(starts)[:, None]
-    log_p = likelihood.log_p(windows, at)
-    return {(p,): log_p[g, k][None] for g, group in enumerate(groups) for k, p in enumerate(group)}
+            start = min(max(position // step * step - (width - step) // 2, 0), length - width)
+            cut.append((start, start + width, open_))
+        open_.append((position,))
+    return cut
 
 
 def _by_sums(

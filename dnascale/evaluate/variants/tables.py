@@ -1,12 +1,11 @@
 """Variants in TSV, CSV and Parquet: (chrom, pos, ref, alt), or (sequence, pos, alt). Positions count from 1, as in VCF."""
 
+import io
 from pathlib import Path
 from typing import Any
 
-from dnascale.data.sources.input import Input
-from dnascale.data.sources.opened import Source
-from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError, UsageError, first_line
+from dnascale.evaluate.table import write_table
 from dnascale.evaluate.variants.alleles import Allele, Status
 
 #: What is found without being named, in lower case and without '#'.
@@ -17,36 +16,23 @@ NAMES = {
     "alt": ("alt", "alternate", "alternative", "alt_allele", "alternate_allele"),
     "sequence": ("sequence", "seq"),
 }
-_PARQUET = b"PAR1"
 
 
-def read_table(path: Path) -> Any:
-    """A pyarrow Table, text columns as text. Raises DataError when it cannot be read."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
+def is_position(title: str) -> bool:
+    """Whether a column of this title has positions, which may be numbers."""
+    return _plain(title) in NAMES["pos"]
 
-    report = ReadReport(str(path))
-    try:
-        with Source(Input.of(path), report) as source:
-            if source.head.startswith(_PARQUET):
-                if source.path is None:
-                    raise DataError(f"{path} is compressed Parquet: decompress it first.")
-                for _ in source.blocks():
-                    pass
-                return parquet.read_table(source.path)
-            first = source.head.split(b"\n", 1)[0]
-            delimiter = "\t" if b"\t" in first else ","
-            titles = [
-                title.strip().strip('"') for title in first.decode("utf-8-sig", "replace").strip().split(delimiter)
-            ]
-            text = {title: pa.string() for title in titles if _plain(title) not in NAMES["pos"]}
-            return csv.read_csv(
-                source.file(),
-                parse_options=csv.ParseOptions(delimiter=delimiter),
-                convert_options=csv.ConvertOptions(column_types=text),
-            )
-    except (pa.ArrowInvalid, OSError) as error:  # Parquet that is damaged is an OSError
-        raise DataError(f"{path} is no table that can be read: {first_line(error)}.") from None
+
+def require_titles(table: Any, path: Path) -> None:
+    """Raises UsageError where the first line names no columns: a VCF without its header, sequences."""
+    titles: list[str] = table.column_names
+    if titles and titles[0].startswith(">"):
+        raise UsageError(f"{path} holds sequences: the variants come first, and the sequences behind --reference.")
+    if len(titles) > 3 and titles[1].isdigit():
+        raise UsageError(
+            f"{path}:1: a row where titles should be. Of VCF its header is missing (##fileformat=VCFv4.2, and #CHROM with the titles); of a "
+            "table, the line with the names of its columns (chrom, pos, ref, alt)."
+        )
 
 
 def columns_of(table: Any, path: Path, named: dict[str, str]) -> dict[str, str]:
@@ -103,7 +89,7 @@ def read_alleles(path: Path, table: Any, columns: dict[str, str]) -> tuple[list[
             ref = str(given).encode() if given else letters[start : start + 1].encode() if start >= 0 else b""
         else:
             contig, ref = str(values["chrom"][row]), str(values["ref"][row] or "").encode()
-        allele = Allele(row + 1, contig, start, ref, alt)
+        allele = Allele(row + 1, contig, start, ref, alt, unit="row")
         if own and not ref:
             allele.status = Status.outside
         found.append(allele)
@@ -136,14 +122,17 @@ def table_of(alleles: list[Allele]) -> Any:
     )
 
 
-def write_table(table: Any, path: Path, kind: str) -> None:
-    """`kind`: .parquet, .tsv or .csv."""
-    from pyarrow import csv, parquet
+def require_writable(table: Any, kind: str) -> None:
+    """Raises UsageError where the table with its scores could not be written as `kind`."""
+    import pyarrow as pa
 
-    if kind == ".parquet":
-        parquet.write_table(table, path)
-    else:
-        csv.write_csv(table, path, csv.WriteOptions(delimiter="\t" if kind == ".tsv" else ",", quoting_style="needed"))
+    scored_table(table.slice(0, 0), [])
+    try:
+        write_table(table.slice(0, 1), io.BytesIO(), kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UsageError(
+            f"the table has a column that {kind} cannot hold ({first_line(error)}): name a .parquet for the scores."
+        ) from None
 
 
 def _values(column: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import IO
 
 from dnascale import __version__
 from dnascale.data.sources.input import Input
+from dnascale.data.sources.lines import BYTE_ORDER_MARK, without_mark
 from dnascale.data.sources.opened import Source
 from dnascale.data.sources.report import ReadReport
 from dnascale.errors import DataError, UsageError
@@ -30,13 +31,13 @@ def is_vcf(path: Path) -> bool:
         raise DataError(
             f"{path} is BCF, which is not read: convert it with `bcftools view -O z -o variants.vcf.gz {path}`."
         )
-    return head.removeprefix(b"\xef\xbb\xbf").startswith((b"##", b"#CHROM\tPOS\tID"))
+    return head.removeprefix(BYTE_ORDER_MARK).startswith((b"##", b"#CHROM\tPOS\tID"))
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their ends, decompressed. Raises DataError when it is damaged."""
+    """The lines of a file with their ends, decompressed, without a byte order mark. Raises DataError when it is damaged."""
     with Source(Input.of(path), ReadReport(str(path))) as source:
-        yield from source.file()
+        yield from without_mark(source.file())
 
 
 def read_alleles(path: Path) -> list[Allele]:
