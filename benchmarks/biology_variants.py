@@ -17,7 +17,7 @@ from dnascale.evaluate.likelihood import Likelihood
 from dnascale.evaluate.statistics import Estimate, auroc, bootstrap
 from dnascale.evaluate.variants.alleles import Allele, codes_of
 from dnascale.evaluate.variants.saturate import MODEL, Saturation, count_scores
-from dnascale.evaluate.variants.scores import ScoreOptions, score_alleles
+from dnascale.evaluate.variants.scores import ScoreOptions, Scoring
 
 #: First base of the file's stretch of chromosome 13 in GRCh38, from 1.
 CONTEXT_START = 32_300_001
@@ -29,8 +29,9 @@ def scores(
     """float64 [n] by scorer: the model's LLR, and those of `count_scores`."""
     (bases,) = saturation.sequences.values()
     codes = codes_of(bases)
-    llr = score_alleles(saturation.alleles, lambda start, end: codes[start:end], len(codes), likelihood, options)
-    return {MODEL: llr} | count_scores(saturation, data)
+    scoring = Scoring(likelihood, options)
+    scoring.add(saturation.alleles, lambda start, end: codes[start:end], len(codes))
+    return {MODEL: scoring.answer()} | count_scores(saturation, data)
 
 
 def brca2(table: Path, context: Path) -> tuple[Saturation, dict[str, np.ndarray]]:

@@ -234,6 +234,7 @@ class OursContender:
                 self.loop.take_step(job, meter, rate, None)
                 if state.step % config.log.every == 0:
                     meter.line(state, job.order.epoch_windows)
+                    job.guard.require_patience()
                 tokens = job.stage.global_batch_tokens
                 yield tokens, round(tokens * job.speed.bases_per_token)
 

@@ -32,10 +32,10 @@ SWEEPS: dict[str, list[str]] = {
         "masking.replace_with_mask=0.8 masking.replace_with_random=0.1",
         "masking.replace_with_mask=1.0 masking.replace_with_random=0.0",
     ],
-    "rate": [f"optimizer.learning_rate={rate}" for rate in ("2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3")],
+    "rate": [f"optimizer.learning_rate={rate}" for rate in ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")],
     "optimizer": [
-        "optimizer.name=adamw",
-        "optimizer.name=stable_adamw optimizer.gradient_clip=0",
+        *(f"optimizer.name=adamw optimizer.learning_rate={rate}" for rate in ("5e-4", "1e-3", "2e-3")),
+        "optimizer.name=stable_adamw optimizer.learning_rate=1e-3 optimizer.gradient_clip=0",
         *(f"optimizer.name=muon optimizer.learning_rate={rate}" for rate in ("5e-4", "1e-3", "2e-3", "4e-3")),
         *(f"optimizer.name=adafactor optimizer.learning_rate={rate}" for rate in ("5e-4", "1e-3", "2e-3")),
     ],

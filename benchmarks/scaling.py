@@ -106,6 +106,7 @@ def train(options: argparse.Namespace, engine: str, mode: str, folder: Path) -> 
             "train", options.preset, f"data.path={options.data}", f"run.dir={run}", "train.device=cpu", f"train.steps={options.steps}",
             f"train.engine={'plain' if engine == 'ddp' else engine}", f"train.global_batch_tokens={batch}", "log.every=1",
             f"train.micro_batch_tokens={options.micro}", f"train.precision={options.precision}", "evaluation.every=1000000",
+            "optimizer.name=adamw",
         ]  # fmt: skip
         group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         group["MASTER_PORT"] = processes[0][2] if processes else _free_port()

@@ -4,7 +4,8 @@
 
 Every row is a process of its own. `ours` is the step of `dnascale train` itself, data included; `trainer` is the Trainer
 as a careful user writes it (SDPA, bf16, fused AdamW, pinned batches made by eight workers), `trainer-compiled` has
-torch_compile=True besides; zero1, zero2 and zero3 are ours with that engine. Both see the same windows of DATA, without padding.
+torch_compile=True besides; zero1, zero2 and zero3 are ours with that engine. Both see the same windows of DATA, without padding, and
+have AdamW, whatever the preset says.
 What one lever does is a variant with an override behind a plus sign, such as ours+optimizer.name=muon or ours+train.compile=layers; or, of what
 is no setting, a variant without it behind a minus sign (uncompiled): ours-head has the head on all positions and not on the predicted ones alone,
 ours-blocks has local attention under a dense mask, ours-tiles (on a CPU) has torch's attention and Hugging Face's layers, ours-memory (on a CPU)
@@ -129,7 +130,9 @@ def measure(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     config = load_config(row["preset"], [
         f"data.path={options.data}", f"model.context={row['context']}", "train.steps=1000000", f"run.dir=/nowhere/{os.getpid()}",
         f"train.global_batch_tokens={row['micro_batch_tokens']}", f"train.micro_batch_tokens={row['micro_batch_tokens']}",
-        f"train.engine={row['variant'].split('+')[0] if row['variant'].startswith('zero') else 'plain'}", *options.override,
+        f"train.engine={row['variant'].split('+')[0] if row['variant'].startswith('zero') else 'plain'}",
+        "optimizer.name=adamw",  # as the Trainer's
+        *options.override,
         *row["variant"].split("+")[1:],
     ])  # fmt: skip
     lever = "" if "trainer" in row["variant"] else row["variant"].split("+")[0].partition("-")[2]

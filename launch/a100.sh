@@ -24,7 +24,7 @@ if [ "$GPU_GB" -ge 79 ]; then card=80; else card=40; fi
 # Tokens of one forward pass that fit (estimated from runs on an H200). The global batch stays what the preset says. Your own
 # train.micro_batch_tokens=... wins; =auto tries what fits.
 case "$1:$card" in
-  nano:*) micro=2048 ;;
+  nano:* | mini:*) micro=2048 ;;
   book:*) micro=16384 ;;
   small:*) micro=32768 ;;
   base:80) micro=65536 ;;

@@ -25,7 +25,7 @@ run     demo/run      configuration, metrics.jsonl, checkpoints, evaluation
 model   demo/model    AutoModelForMaskedLM.from_pretrained("demo/model")
 
 Try next:
-  .venv/bin/dnascale train nano data.path=demo/data run.dir=demo/longer train.minutes=20 optimizer.name=muon optimizer.learning_rate=2e-3
-  .venv/bin/dnascale train book data.path=demo/data run.dir=demo/book
+  .venv/bin/dnascale train nano data.path=demo/data run.dir=demo/longer train.minutes=20
+  .venv/bin/dnascale train mini data.path=demo/data run.dir=demo/mini train.minutes=45
   PATH=.venv/bin:$PATH launch/multi_gpu.sh 2 nano data.path=demo/data run.dir=demo/two train.minutes=3 train.device=cpu
 END

@@ -25,7 +25,7 @@ if [ "$GPU_GB" -ge 24 ]; then card=24; elif [ "$GPU_GB" -ge 12 ]; then card=12; 
 # Tokens of one forward pass that fit (estimated from runs on an H200). The global batch stays what the preset says, so the run is
 # the same one on every card. Your own train.micro_batch_tokens=... wins; =auto tries what fits.
 case "$1:$card" in
-  nano:*) micro=2048 ;;
+  nano:* | mini:*) micro=2048 ;;
   book:*) micro=16384 ;;
   small:8) micro=16384 ;;
   small:*) micro=32768 ;;

@@ -21,7 +21,7 @@ from dnascale.model.memory import parameters, state_bytes, token_bytes, token_by
 from dnascale.train.batching import divide_batch
 from dnascale.train.engines.deepspeed import STAGES
 from dnascale.train.memory import candidates
-from dnascale.train.schedules import stages
+from dnascale.train.schedules import Stage, stages
 
 #: Of the sheet's rate: matrix products (0.79 measured on H100 and H200, 8,192-cube), flash attention of whole records, and of local
 #: windows, whose tiles compute 2.5 times the keys that are seen. Of the sheet's bandwidth: element-wise kernels.
@@ -35,6 +35,8 @@ _REACHED = 0.77
 _LAUNCH = 2.25e-3
 #: Seconds a layer and step that Muon's iterations take, which ranks share: what `small` took on that H100 beyond it (docs/benchmarks/learning.jsonl).
 _MUON_LAUNCH = 0.9e-3
+#: Time of a step that computes the layers' forward pass twice: of forward and backward it is a third.
+_FORWARD_AGAIN = 4 / 3
 #: Between nodes, bytes/s a device and seconds a message: one 400 Gb/s port each.
 _BETWEEN = Link(50e9, 10e-6)
 _INSIDE_LATENCY = 5e-6
@@ -158,8 +160,9 @@ def _needs(config: Config, card: Card, engine: str, devices: int) -> tuple[float
     """Bytes of state, bytes of activations a token, and the largest micro-batch in tokens that fits."""
     model = config.model
     if not card.cpu:
-        fits = tokens_that_fit(model, int(card.memory * 1e9), engine, devices, flash=True)
-        return state_bytes(model, engine, devices), token_bytes(model, True), fits
+        again = bool(config.train.recompute)
+        fits = tokens_that_fit(model, int(card.memory * 1e9), engine, devices, flash=True, recompute=again)
+        return state_bytes(model, engine, devices), token_bytes(model, True, again), fits
     state = state_bytes(model, engine, devices) + _PROCESS
     fp32 = config.train.precision == "fp32"
     each = token_bytes_on_cpu(model, fp32) * (_FP32_KEPT if fp32 else 1.0)
@@ -185,30 +188,52 @@ def forecast(config: Config, card: Card, devices: int, tokens: int, vocabulary: 
     state, activation, fits = _needs(config, card, engine, devices)
     possible = [size for size in candidates(config, of_run, devices) if size <= fits]
     if config.train.micro_batch_tokens != "auto":
-        possible = [config.train.micro_batch_tokens] if config.train.micro_batch_tokens <= fits else possible
+        share = max(stage.global_batch_tokens for stage in of_run) // devices
+        asked = min(config.train.micro_batch_tokens, share)
+        possible = [asked] if asked <= fits else possible
     if not possible:
         needs = (state + model.context * activation) / 1e9
         raise UsageError(
             f"on {devices} x {card.name} ({card.memory:g} GB) no micro-batch of {config.train.global_batch_tokens:,} tokens a step fits or divides "
-            f"evenly: a single window needs about {needs:,.1f} GB with train.engine={engine}. More devices, ZeRO, or train.recompute=layers."
+            f"evenly: a single window needs about {needs:,.1f} GB with train.engine={engine}. More devices, ZeRO{'' if config.train.recompute else ', or train.recompute=layers'}."
         )
-    micro = possible[0]
-    batching = divide_batch(config.with_train(micro_batch_tokens=micro), of_run[0], devices)
+    settled = config.with_train(micro_batch_tokens=possible[0])
+    seconds = exchanged = flops = 0.0
+    steps, left, most = 0, tokens, 0
     count = parameters(model) + vocabulary * model.hidden_size
-    if card.cpu:
-        computing = micro * cpu_seconds_per_token(config, card, vocabulary)
-    else:
-        computing = max(micro * seconds_per_token(model, card, config.masking.rate, vocabulary), _LAUNCH * model.layers)
-    inside = min(devices, node)
-    cluster = Cluster(math.ceil(devices / node), inside, Link(card.link, _INSIDE_LATENCY), _BETWEEN)
-    exchanged = step_seconds(
-        "ddp" if engine == "plain" else engine.partition("_")[0], count, batching.accumulation, True, cluster
-    )
-    update = 0.0 if card.cpu or config.optimizer.name != "muon" else _MUON_LAUNCH * model.layers / devices
-    step = batching.accumulation * computing + update + exchanged
-    rate = config.train.global_batch_tokens / step
-    flops = train_flops_per_token(model, vocabulary, config.masking.rate, np.array([model.context]))
+    for stage in of_run:
+        needed = math.ceil(left / stage.global_batch_tokens)
+        here = needed if stage.steps is None else min(stage.steps, needed)
+        step, of_it, accumulation, each = _step(settled, stage, card, engine, devices, node, vocabulary, count)
+        seconds, exchanged = seconds + here * step, exchanged + here * of_it
+        flops += here * stage.global_batch_tokens * each
+        steps, left, most = steps + here, left - here * stage.global_batch_tokens, max(most, accumulation)
+        if left <= 0:
+            break
+    seen = tokens - left
     return Forecast(
-        card, devices, engine, count, flops, tokens, state, micro * activation, micro,
-        batching.accumulation, step, exchanged, rate, rate * flops / (devices * card.teraflops * 1e12),
+        card, devices, engine, count, flops / seen, tokens, state, possible[0] * activation, possible[0], most, seconds / steps,
+        exchanged / steps, seen / seconds, flops / seconds / (devices * card.teraflops * 1e12),
     )  # fmt: skip
+
+
+def _step(
+    config: Config, stage: Stage, card: Card, engine: str, devices: int, node: int, vocabulary: int, count: int
+) -> tuple[float, float, int, float]:
+    """Seconds of a step of a stage, those of its communication, its accumulation, and FLOPs a token. `count`: parameters."""
+    model = config.model.model_copy(update={"context": stage.context})
+    batching = divide_batch(config, stage, devices)
+    micro, masked = batching.micro_windows * stage.context, stage.masking_rate
+    if card.cpu:
+        here = config.model_copy(update={"model": model})
+        computing = micro * cpu_seconds_per_token(here, card, vocabulary)
+    else:
+        computing = max(micro * seconds_per_token(model, card, masked, vocabulary), _LAUNCH * model.layers)
+    if config.train.recompute:
+        computing *= _FORWARD_AGAIN
+    cluster = Cluster(math.ceil(devices / node), min(devices, node), Link(card.link, _INSIDE_LATENCY), _BETWEEN)
+    how = "ddp" if engine == "plain" else engine.partition("_")[0]
+    exchanged = step_seconds(how, count, batching.accumulation, True, cluster)
+    update = 0.0 if card.cpu or config.optimizer.name != "muon" else _MUON_LAUNCH * model.layers / devices
+    flops = train_flops_per_token(model, vocabulary, masked, np.array([model.context]))
+    return batching.accumulation * computing + update + exchanged, exchanged, batching.accumulation, flops

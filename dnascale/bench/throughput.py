@@ -60,6 +60,7 @@ def steps(job: "Job", synthetic: bool = False) -> Iterator[None]:
             loop.take_step(job, meter, 1e-4, None)
             if job.state.step % 10 == 0:
                 meter.line(job.state, job.order.epoch_windows)
+                job.guard.require_patience()
             yield
 
 
@@ -72,7 +73,7 @@ def measure(
     """
     import torch
 
-    from dnascale.hardware import device_name, peak_flops, wait_for
+    from dnascale.hardware import device_name, wait_for
     from dnascale.train.assemble import assemble
     from dnascale.train.environment import environment
     from dnascale.train.folder import as_recorded
@@ -86,22 +87,26 @@ def measure(
     wait_for(device)
     ready = time.perf_counter() - begin
     tokens = job.stage.global_batch_tokens
-    rates, count = [], 1
-    for _ in range(rounds):
+
+    def step_seconds(count: int) -> float:
+        """Of each of the next steps, on the slowest process."""
         job.accelerator.wait_for_everyone()
         begin = time.perf_counter()
         for _ in range(count):
             next(taken)
         wait_for(device)
-        each = _slowest(job, (time.perf_counter() - begin) / count)
+        return _slowest(job, (time.perf_counter() - begin) / count)
+
+    each, rates = step_seconds(1), []
+    for _ in range(rounds):
+        each = step_seconds(max(1, int(seconds / each)))
         rates.append(tokens / each)
-        count = max(1, int(seconds / each))
     watts = _power(device)
     waits = [_data_wait(job, taken) for _ in range(3)]
     memory = _peak_memory(job)
     if not job.accelerator.is_main_process:
         return None
-    rate, peak = statistics.median(rates), peak_flops(device)
+    rate, peak = statistics.median(rates), job.speed.peak
     known = environment()
     return {
         "name": name, "parameters": sum(torch.Size(shape).numel() for shape in job.engine.shapes.values()), "context": job.stage.context,

@@ -5,6 +5,8 @@ import io
 import os
 import signal
 import sys
+import warnings
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ import typer
 from dnascale import __version__
 from dnascale.cli import bench, checkpoints, data, embed, launch, plan, prepare, probe, report, score, tokenizer, train
 from dnascale.cli.shared import ReaderGone
-from dnascale.errors import DnascaleError, PeerError, UsageError, first_line, printable
+from dnascale.errors import DnascaleError, DnascaleWarning, PeerError, UsageError, first_line, printable
 
 app = typer.Typer(
     name="dnascale",
@@ -54,6 +56,8 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding, what is said is said
     args = [word for word in args if word != "--debug"]
+    out = sys.stdout
+    warnings.showwarning = partial(_warn, warnings.showwarning)
     try:
         code = app(args=args, prog_name="dnascale", standalone_mode=False) or 0
     except DnascaleError as error:
@@ -62,8 +66,9 @@ def main(args: list[str] | None = None) -> None:
         code = _INTERRUPTED
     except ReaderGone:
         code = _READER_GONE
-    except SystemExit as ended:  # click's, where `print` found nobody to read
-        code = _READER_GONE if type(sys.stdout).__name__ == "PacifyFlushWrapper" else ended.code
+    except SystemExit as ended:
+        # Where `print` found nobody to read, something silent has been put in place of stdout.
+        code = ended.code if sys.stdout is out else _READER_GONE
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             code = UsageError.exit_code
@@ -91,6 +96,14 @@ def main(args: list[str] | None = None) -> None:
         # Threads of gloo and DeepSpeed that still run abort the interpreter's own shutdown now and then.
         os._exit(code)
     sys.exit(code)
+
+
+def _warn(others: Any, message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Our own warnings as a sentence; `others` shows those of libraries."""
+    if issubclass(category, DnascaleWarning):
+        _report(str(message), 0, debug=False, shared=True, label="warning")
+    else:
+        others(message, category, *where)
 
 
 def _as_setting(error: Any) -> str:

@@ -1,10 +1,13 @@
 """Arguments and options that several commands have, with their values."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dnascale.errors import UsageError
 
 
 class Device(StrEnum):
@@ -32,6 +35,15 @@ class Precision(StrEnum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+def written_here(path: Path | None) -> Path | None:
+    """What an option names that is to be written: `~` as a shell would have it. Raises UsageError for a URL."""
+    if path is None:
+        return None
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise UsageError(f"{path} is a URL, and this is written on this machine: name a path here, and copy it there.")
+    return path.expanduser()
 
 
 Model = Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dnascale.cli.arguments import written_here
 from dnascale.cli.shared import Json, new_console, new_table
 
 app = typer.Typer(help="Measure the training step on this hardware; compare rows of others.", no_args_is_help=True)
@@ -38,7 +39,7 @@ def run(
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Read the first batch alone, and train on it again and again.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="JSON lines to append to.")] = Path("bench.jsonl"),
+    out: Annotated[Path, typer.Option(callback=written_here, help="JSON lines to append to.")] = Path("bench.jsonl"),
 ) -> None:
     """The real training step, data included, for every point of a grid. A row that runs out of memory says so.
 
@@ -133,9 +134,9 @@ def validate(rows: Rows) -> None:
 @app.command("plot")
 def plot(
     rows: Rows,
-    out: Annotated[Path, typer.Option(help="File to write: .png, .svg, or .html with the table below.")] = Path(
-        "bench.png"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=written_here, help="File to write: .png, .svg, or .html with the table below.")
+    ] = Path("bench.png"),
 ) -> None:
     """The rows of a file as a picture."""
     from dnascale.bench.plot import plot as draw

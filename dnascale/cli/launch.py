@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def launch(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A preset (nano, book, small, base, large) or a YAML file.")
+        str, typer.Argument(metavar="CONFIG", help="A preset (nano, mini, book, small, base, large) or a YAML file.")
     ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for `dnascale train`.")] = None,
     processes: Annotated[
@@ -49,7 +49,7 @@ def launch(
 
     words = [config, *(overrides or [])]
     named, settled = find_nodes(nodes, node_rank, port), load_config(config, overrides or [])
-    chosen = plan(look(), settled, words, processes, named)
+    chosen = plan(look(), settled, words, processes, named, lost_after)
     console = new_console(stderr=True)
     for reason in chosen.reasons:
         console.print(f"- {reason}")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from dnascale.hardware import Card
 
 
+#: In which the tokens of a budget settle.
+_ROUNDS = 20
+
+
 def plan(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.")] = "base",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for `dnascale train`.")] = None,
@@ -65,17 +69,20 @@ def plan(
     if hardware and "here" in hardware:
         settled = _for_here(settled)
     measured = [row for path in rows or () for row in read_rows(path)]
+    if budget is None and known is None:
+        budget = (settled.train.minutes or 24 * 60) / 60
     found, refused = [], []
     for card in _cards(hardware, settled, devices):
         try:
             one = forecast(settled, card, devices, known or 1, len(CHARACTER))
+            for _ in range(_ROUNDS if budget and settled.schedule.stages else 0):  # each stage has a rate of its own
+                of_budget = max(1, int(one.tokens_per_second * (budget or 0) * 3600))
+                one = forecast(settled, card, devices, of_budget, len(CHARACTER))
             found.append(with_measured(one, settled, measured))
         except UsageError as error:
             refused.append(str(error))
     if not found:
         raise UsageError(refused[0])
-    if budget is None and known is None:
-        budget = (settled.train.minutes or 24 * 60) / 60
     if as_json:
         print(json.dumps([_json(row, budget, price) for row in found], indent=1))
         return
@@ -87,6 +94,7 @@ def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[
     from dnascale.config import load_config
     from dnascale.errors import UsageError
     from dnascale.runs import open_data
+    from dnascale.train.schedules import stages, tokens_of
 
     # What a preset or file leaves open is filled in, and nothing else.
     for more in ([], ["train.steps=1"], ["data.path=unknown"], ["data.path=unknown", "train.steps=1"]):
@@ -101,7 +109,7 @@ def _settled(config: str, overrides: list[str], tokens: float | None) -> "tuple[
     if tokens is not None:
         return settled, int(tokens)
     if train.steps is not None and "train.steps=1" not in more:
-        return settled, train.steps * train.global_batch_tokens
+        return settled, tokens_of(stages(settled), train.steps)
     if train.minutes is None and settled.data.path is not None and Path(settled.data.path).is_dir():
         corpus = open_data(settled.data)
         length = sum(corpus.reader("train", settled.model.context).shard_tokens.tolist())
@@ -156,7 +164,8 @@ def _json(row: "Forecast", budget: float | None, price: float | None) -> dict[st
     }
     if budget is not None:
         values["tokens"] = int(row.tokens_per_second * budget * 3600)
-        return values | {"hours": budget}
+        values["hours"] = budget
+        return values | ({} if price is None else {"cost": price * row.devices * budget})
     values |= {"hours": row.hours, "kilowatt_hours": row.kilowatt_hours}
     return values | ({} if price is None else {"cost": price * row.devices * row.hours})
 

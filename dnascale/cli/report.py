@@ -5,13 +5,18 @@ from typing import Annotated
 
 import typer
 
+from dnascale.cli.arguments import written_here
+
 
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are laid over each other.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="File to make; RUN/report.html for one run, report.html here for several.")
+        Path | None,
+        typer.Option(
+            callback=written_here, help="File to make; RUN/report.html for one run, report.html here for several."
+        ),
     ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Show it on this machine, refreshed while training.")] = False,
     port: Annotated[int, typer.Option(help="Port of --serve; 0 takes a free one.")] = 8765,

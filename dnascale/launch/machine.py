@@ -12,6 +12,8 @@ from importlib.util import find_spec
 
 from dnascale.errors import UsageError
 
+#: What Slurm calls the steps of `salloc`'s shell and of a batch script, which are no steps of srun (slurm.h).
+_SHELLS = ("4294967290", "4294967291")
 #: Asked in a process of its own: CUDA in the launcher would take half a gigabyte of the first GPU for as long as it runs.
 _PROBE = """
 import json, torch
@@ -95,7 +97,7 @@ def find_slurm(environment: Mapping[str, str]) -> Slurm | None:
     """
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         return None
-    in_step = "SLURM_STEP_ID" in environment
+    in_step = environment.get("SLURM_STEP_ID", _SHELLS[0]) not in _SHELLS
     tasks, nodes = (int(environment.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("TASKS", "NODES"))
     if in_step and tasks > nodes:
         raise UsageError(

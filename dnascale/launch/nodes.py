@@ -123,9 +123,14 @@ class Watch:
                 self._store.set(self._key(self._nodes.rank), _DONE)
 
     def _judge(self, lost: Callable[[str], None]) -> None:
-        """Never waits for another node."""
+        """Never waits for another node. Time in which this process was suspended does not count."""
+        before = time.monotonic()
         while not self._stop.wait(self._period):
             now = time.monotonic()
+            suspended, before = now - before - self._period, now
+            if suspended > self._period:
+                self._answered += suspended
+                self._heard = {rank: (beat, since + suspended) for rank, (beat, since) in list(self._heard.items())}
             if now - self._answered > self._silence:
                 lost(self._sentence([0]))
                 return

@@ -9,10 +9,13 @@ from dnascale.errors import UsageError
 from dnascale.launch.machine import Machine
 from dnascale.model.memory import parameters, state_bytes, tokens_that_fit
 from dnascale.train.batching import divide_batch, divides
+from dnascale.train.engines.deepspeed import STAGES
 from dnascale.train.schedules import stages
 
 #: Where the first node listens. In Slurm another for each job, so that two jobs may share a node.
 PORT = 29_500
+#: Seconds after which a silent node counts as lost.
+LOST_AFTER = 60.0
 _PORTS_OF_JOBS = range(20_000, 30_000)
 _ENGINES = ("plain", "zero1", "zero2", "zero3")
 
@@ -52,6 +55,7 @@ def plan(
     words: list[str],
     processes: int | None = None,
     nodes: Nodes | None = None,
+    lost_after: float = LOST_AFTER,
 ) -> Launch:
     """The command that trains `config`, given as `words` (CONFIG KEY=VALUE...), here.
 
@@ -63,7 +67,7 @@ def plan(
     if nodes is None:
         nodes = _slurm_nodes(machine, reasons)
         if nodes is None:
-            return _over_srun(machine, words, processes, reasons)
+            return _over_srun(machine, words, processes, lost_after, reasons)
     local = _local_processes(machine, device, processes, reasons)
     used = _divisible(config, nodes.count, local, reasons)
     overrides = [*_memory(config, machine, device, used * local, words, reasons), f"train.processes={used * local}"]
@@ -106,9 +110,12 @@ def _slurm_nodes(machine: Machine, reasons: list[str]) -> Nodes | None:
     return Nodes(len(slurm.hosts), slurm.node, slurm.hosts[0], port, slurm.hosts)
 
 
-def _over_srun(machine: Machine, words: list[str], processes: int | None, reasons: list[str]) -> Launch:
+def _over_srun(
+    machine: Machine, words: list[str], processes: int | None, lost_after: float, reasons: list[str]
+) -> Launch:
     assert machine.slurm is not None
     options = ["--processes", str(processes)] if processes is not None else []
+    options += ["--lost-after", f"{lost_after:g}"] if lost_after != LOST_AFTER else []
     # Nodes with nothing to do end at once: no task waits for the others for a limited time only.
     srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=0"]
     if machine.slurm.cpus is not None:  # since Slurm 22.05 a task has one CPU unless srun is told how many
@@ -184,12 +191,14 @@ def _memory(
 def _engine(config: Config, machine: Machine, device: str, world: int, reasons: list[str]) -> tuple[str, int | None]:
     """The simplest engine whose state leaves room for a window, and how many tokens fit beside it by estimate."""
     wanted = config.train.engine
-    if wanted.endswith(".json"):
+    if wanted not in ("auto", "plain", *STAGES):  # a file, or what training will refuse
         return wanted, None
     memory = min((found.memory for found in machine.devices), default=machine.memory)
     candidates = [wanted] if wanted != "auto" else list(_ENGINES if world > 1 and machine.deepspeed else _ENGINES[:1])
     for engine in candidates:
-        fits = tokens_that_fit(config.model, memory, engine, world, flash=device == "cuda")
+        fits = tokens_that_fit(
+            config.model, memory, engine, world, flash=device == "cuda", recompute=bool(config.train.recompute)
+        )
         if fits:
             state = state_bytes(config.model, engine, world)
             reasons.append(

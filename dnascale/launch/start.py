@@ -15,7 +15,7 @@ from dnascale.launch.plan import Launch, Nodes
 #: Seconds that a node waits for the others to join: a shared file system may be slow to import from.
 _PATIENCE = 900.0
 #: What asks the processes to save and end (docs/reference/exit-codes.md).
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def start(launch: Launch, silence: float) -> int:
@@ -54,10 +54,11 @@ def _torchrun(words: list[str]) -> int:
     # Its reports of a failure are screens long; ours is a sentence.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for number in _FORWARDED:
-        signal.signal(number, _forward)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, _forward)
     try:
         # After those named here torchrun ends the processes within 30 seconds, whether they have saved or not.
-        run(parse_args(["--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", *words]))
+        run(parse_args(["--signals-to-handle", "SIGQUIT", *words]))
     except ChildFailedError as error:
         return _explained(error)
     return 0
@@ -105,13 +106,15 @@ def _give_up(sentence: str) -> None:
 
 
 def _interface(nodes: Nodes) -> dict[str, str]:
-    """The network interface that leads to the first node, for gloo and NCCL, which otherwise guess from this host's name."""
+    """The network interface that leads to the first node, or from it to another, for gloo and NCCL, which otherwise guess from this host's name."""
     if nodes.count == 1 or {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} & set(os.environ):
         return {}
     import psutil
 
     try:
-        family, _, _, _, place = socket.getaddrinfo(nodes.first, nodes.port, type=socket.SOCK_DGRAM)[0]
+        # Of its own name a host often knows no address but one that only itself can reach.
+        other = nodes.names[1] if nodes.rank == 0 and len(nodes.names) > 1 else nodes.first
+        family, _, _, _, place = socket.getaddrinfo(other, nodes.port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(place)  # sends nothing
             own = probe.getsockname()[0]

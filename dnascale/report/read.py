@@ -58,7 +58,8 @@ def _is_evaluation(one: dict[str, Any]) -> bool:
 
 
 def _has_loss(score: Any) -> bool:
-    return isinstance(score, dict) and isinstance(score.get("nats_per_base"), int | float)
+    value = score.get("nats_per_base") if isinstance(score, dict) else None
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,7 +96,8 @@ def _events(lines: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         if line["kind"] == "skip":
             norm = "" if line.get("gradient_norm") is None else f" to {line['gradient_norm']:.3g}"
             last = line["position"] + line["windows"] - 1
-            text = f"left out: {line['reason']}{norm} (windows {line['position']:,} to {last:,})"
+            shuffled = "" if line.get("parts", 1) == 1 else "parts of windows around "
+            text = f"left out: {line['reason']}{norm} ({shuffled}windows {line['position']:,} to {last:,})"
             events.append({"kind": "skip", "step": line["step"], "text": text})
         elif line["kind"] == "straggler":
             text = f"rank {line['rank']} held up the others: {line['section']}, {line['times']:.1f} times the median"

@@ -11,9 +11,6 @@ from dnascale.launch.doctor.finding import Finding, bad, note, ok
 if TYPE_CHECKING:
     import torch
 
-#: Largest relative error of a kernel against fp32 on the CPU.
-_TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}
-
 
 def _device(asked: str) -> "torch.device":
     import torch
@@ -95,17 +92,20 @@ def attention(asked: str) -> list[Finding]:
 
     from dnascale.device import fastest_precision
     from dnascale.model.attention import Attention
+    from dnascale.model.exactness import TOLERANCE, relative_error
 
     device = _device(asked)
     dtype = torch.bfloat16 if fastest_precision(device.type) == "bf16" else torch.float32
     chosen = Attention.choose(device, dtype, 64, 1024, 1, 64).kernel
     findings = []
     for kernel in dict.fromkeys([chosen, "blocks", "masks"]):
-        _try_kernel(kernel, device, dtype)  # the first call loads and plans
-        error, seconds = _try_kernel(kernel, device, dtype)
+        relative_error(kernel, device, dtype)  # the first call loads and plans
+        begin = time.perf_counter()
+        error = relative_error(kernel, device, dtype)
+        seconds = time.perf_counter() - begin
         name = f"attention: {kernel}"
         found = f"{str(dtype).removeprefix('torch.')}, relative error {error:.1e}, {seconds * 1e3:.1f} ms"
-        if not error < _TOLERANCE[str(dtype).removeprefix("torch.")]:
+        if not error < TOLERANCE[dtype]:
             findings.append(bad(name, found, "this torch computes it wrongly on this device: use another version"))
         else:
             findings.append(ok(name, f"{'taken: ' if kernel == chosen else ''}{found}", error=error))
@@ -113,41 +113,6 @@ def attention(asked: str) -> list[Finding]:
         mend = "flash attention needs compute capability 8.0 or newer, and torch 2.11 or newer"
         findings.append(note("attention", f"{chosen} is taken: slower than flash attention", mend))
     return findings
-
-
-def _try_kernel(kernel: str, device: "torch.device", dtype: "torch.dtype") -> tuple[float, float]:
-    """(Largest relative error of output and gradients, seconds) over windows of several records, local and global layers."""
-    import torch
-
-    from dnascale.model.attention import Attention, attend, record_masks
-
-    separator, reach, shape = 1, 8, (2, 2, 96, 64)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.full((2, 96), 5)
-    tokens[0, [30, 31, 70]] = separator
-    inputs = [torch.randn(shape, generator=generator).to(dtype) for _ in range(4)]
-    worst, seconds = 0.0, 0.0
-    for local in (False, True):
-        attention = Attention(kernel, separator, reach)
-        placed = [x.clone().to(device).requires_grad_(index < 3) for index, x in enumerate(inputs)]
-        begin = time.perf_counter()
-        layout = attention.lay_out(tokens.to(device), attention.room(2, 3))
-        module = torch.nn.Module()
-        query, key, value, outer = placed
-        out, _ = attend(
-            module, query, key, value, None, 0.125, sliding_window=reach + 1 if local else None, layout=layout
-        )
-        out.backward(outer.transpose(1, 2))
-        results = [out.detach().transpose(1, 2), *(x.grad for x in placed[:3])]
-        results = [x.float().cpu() for x in results if x is not None]
-        seconds += time.perf_counter() - begin
-        mask = record_masks(tokens, separator, reach)["sliding_attention" if local else "full_attention"]
-        exact = [x.float().detach().clone().requires_grad_(index < 3) for index, x in enumerate(inputs)]
-        expected = torch.nn.functional.scaled_dot_product_attention(*exact[:3], attn_mask=mask, scale=0.125)
-        expected.backward(exact[3])
-        wanted = [expected.detach(), *(x.grad for x in exact[:3])]
-        worst = max(worst, *(float((a - b).norm() / b.norm()) for a, b in zip(results, wanted, strict=True)))
-    return worst, seconds
 
 
 def step(asked: str) -> list[Finding]:

@@ -124,15 +124,14 @@ def data(location: str | None) -> list[Finding]:
     """Every byte of a data set against its digest."""
     if location is None:
         return [ok("data", "not asked for (--data DATA compares every byte with its digest)")]
-    from dnascale.data.shards import load_dataset
-    from dnascale.data.verify import verify
+    from dnascale.data.verify import opened_to_verify, verify
 
-    dataset = load_dataset(location)
-    shards = [shard for split in dataset.splits.values() for shard in split.shards]
-    size = sum(shard.bytes for shard in shards)
-    begin = time.perf_counter()
-    faults = verify(dataset)
-    rate = size / (time.perf_counter() - begin)
+    with opened_to_verify(location) as dataset:
+        shards = [shard for split in dataset.splits.values() for shard in split.shards]
+        size = sum(shard.bytes for shard in shards)
+        begin = time.perf_counter()
+        faults = verify(dataset)
+        rate = size / (time.perf_counter() - begin)
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         mend = f"dnascale data verify {location} lists all; restore the files from a copy, or prepare them again"
