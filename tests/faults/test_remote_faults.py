@@ -284,7 +284,7 @@ def test_giving_up_names_the_url_the_attempts_and_what_they_met(
         "kept",
     ):
         assert part in str(caught.value)
-    assert "500" not in str(caught.value)  # the last three kinds are enough
+    assert "HTTP 500" not in str(caught.value)  # the last three kinds are enough
     assert len(server.requests) == 5
     server.faults.clear()
     assert read(open_folder(), file) == content(SIZE, "a.tar")

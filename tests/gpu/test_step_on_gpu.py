@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dnascale.config import ModelConfig
+from dnascale.config import FlashAttention, ModelConfig
 from dnascale.data.masking import Masking
+from dnascale.errors import UsageError
 from dnascale.model.attention import Attention
+from dnascale.model.flash import use_flash_attention
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.vocab import CHARACTER
 
@@ -56,6 +58,20 @@ def gradients(model: MaskedLanguageModel) -> torch.Tensor:
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", ["FA3", "FA4"])
+def test_flash_attention_of_another_package_is_exact_where_it_is_installed(name: FlashAttention) -> None:
+    try:
+        use_flash_attention(name, CUDA, "bf16")  # which tries it
+        model = MaskedLanguageModel(strong(), masking(), autocast=torch.bfloat16, device=CUDA).to(CUDA)
+        assert model.attention.kernel == "packed flash"
+    except UsageError as error:
+        if "computes attention wrongly" in str(error):
+            raise
+        pytest.skip(str(error))  # not installed, no kernels for this card, or a version that this torch cannot call
+    finally:
+        use_flash_attention("torch", CUDA, "bf16")
 
 
 @pytest.mark.parametrize("lengths", CASES.values(), ids=CASES)
@@ -145,7 +161,7 @@ def train(data: Path, run: Path, *overrides: str) -> dict[int, float]:
     """Losses by step of a short run of small batches."""
     dnascale("train", "nano", f"data.path={data}", f"run.dir={run}", "train.global_batch_tokens=8192",
              "train.micro_batch_tokens=4096", "log.every=1", "checkpoint.every=10", "evaluation.every=1000",
-             "train.steps=20", *overrides)  # fmt: skip
+             "train.steps=20", "optimizer.name=adamw", "optimizer.learning_rate=1e-3", *overrides)  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 

@@ -81,7 +81,8 @@ def dnascale(*arguments: str) -> str:
 
 def train(data: Path, run: Path, *overrides: str) -> list[dict[str, Any]]:
     common = ("train.global_batch_tokens=8192", "train.micro_batch_tokens=4096", "log.every=1", "evaluation.every=1000",
-              "train.steps=12", "checkpoint.every=6", "checkpoint.keep=9")  # fmt: skip
+              "train.steps=12", "checkpoint.every=6", "checkpoint.keep=9",
+              "optimizer.name=adamw", "optimizer.learning_rate=1e-3")  # fmt: skip
     dnascale("train", "nano", f"data.path={data}", f"run.dir={run}", *common, *overrides)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "train"]

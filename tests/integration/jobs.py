@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dnascale.data.shards import Dataset
@@ -30,6 +31,7 @@ TINY = [
     "model.hidden_size=64", "model.layers=2", "model.heads=2", "model.intermediate_size=64", "model.context=64",
     "train.global_batch_tokens=2048", "train.micro_batch_tokens=512", "train.device=cpu",
     "log.every=1", "evaluation.every=1000", "evaluation.windows=16",
+    "optimizer.name=adamw", "optimizer.learning_rate=1e-3",
 ]  # fmt: skip
 
 #: What a launcher sets, and what keeps sums in one order: one thread a process.
@@ -192,6 +194,9 @@ class Job:
         pid = self._ranks[rank].pid
         assert pid is not None
         os.kill(pid, number)
+
+    def children(self, rank: int) -> list[psutil.Process]:
+        return psutil.Process(self._ranks[rank].pid).children(recursive=True)
 
     def wait(self, timeout: float = 60) -> list[int | None]:
         """The exit codes of all ranks; those that still run after so many seconds are killed, and have -9."""

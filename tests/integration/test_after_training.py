@@ -26,7 +26,7 @@ def human_cds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def run(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("after") / "run"
-    train(folder, human_cds, "train.steps=30")
+    train(folder, human_cds, "train.steps=50")
     return folder
 
 
@@ -59,6 +59,49 @@ def test_evaluation_is_taken_apart_and_drawn(run: Path, human_cds: Dataset) -> N
     assert {p["name"]: pytest.approx(p["accuracy"]) for p in detail["parts"]["base"]} == model["accuracy_by_base"]
     assert (run / "evaluation-valid.png").read_bytes().startswith(b"\x89PNG")
     assert "nats per base, behind context 4+4 + codon phase by 0." in dnascale("eval", str(run)).output
+
+
+def test_u_is_t_to_a_run_and_its_export_unless_they_learned_rna(run: Path, tmp_path: Path) -> None:
+    from dnascale import load_model
+
+    rna = tmp_path / "rna"
+    shutil.copytree(run, rna)
+    about = json.loads((rna / "environment.json").read_text())
+    assert about["alphabets"] == ["iupac"]
+    (rna / "environment.json").write_text(json.dumps(about | {"alphabets": ["rna"]}))
+    for trained, keeps in ((run, False), (rna, True)):
+        exported = tmp_path / f"exported-{keeps}"
+        assert dnascale("export", trained, exported).code == 0
+        for model in (load_model(trained, "cpu"), load_model(exported, "cpu")):
+            ids = model.ids.tolist()
+            assert (ids[5] == ids[1]) is not keeps  # of U and of T
+
+
+def test_scores_say_which_step_of_a_run_gave_them(run: Path, tmp_path: Path) -> None:
+    sequence = "ACGTTGCAAGGCTTACCGATAGGTCATTCGCG" * 4
+    (tmp_path / "genome.fa").write_text(f">c\n{sequence}\n")
+    (tmp_path / "in.vcf").write_text(
+        f"##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\nc\t11\t.\t{sequence[10]}\tA\t.\t.\t.\n"
+    )
+    out, newest = tmp_path / "out.vcf", max((run / "checkpoints").glob("step-*"))
+    assert dnascale("score", run, tmp_path / "in.vcf", "--reference", tmp_path / "genome.fa", "--out", out).code == 0
+    assert f"model={newest} " in out.read_text()
+
+
+def test_weights_that_are_not_finite_are_told_and_nothing_is_written(
+    run: Path, tmp_path: Path, human_cds: Dataset
+) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    model = tmp_path / "model"
+    assert dnascale("export", run, model).code == 0
+    hf = AutoModelForMaskedLM.from_pretrained(model)
+    with torch.no_grad():
+        hf.head.norm.weight.fill_(float("nan"))
+    hf.save_pretrained(model)
+    outcome = dnascale("eval", model, "--data", human_cds.folder, "--out", tmp_path / "out.json")
+    assert (outcome.code, "a loss that is not finite" in outcome.error) == (6, True), outcome.output
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_an_exported_folder_evaluates_as_its_run(run: Path, human_cds: Dataset, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_a_value_of_the_wrong_type(human_cds: Dataset, tmp_path: Path) -> None:
 def test_an_unknown_preset() -> None:
     outcome = dnascale("train", "nanno", "data.path=x")
     assert outcome.code == 2
-    assert "unknown preset 'nanno' (did you mean 'nano'?); there are: base, book, large, nano, small." in outcome.error
+    assert (
+        "unknown preset 'nanno' (did you mean 'nano'?); there are: base, book, large, mini, nano, small."
+        in outcome.error
+    )
 
 
 def test_a_setting_that_stands_where_the_preset_belongs() -> None:

@@ -81,6 +81,15 @@ def test_a_mixture_is_evaluated_on_what_its_sources_hold_out(
     assert outcome.code == 0, outcome.output
     bases = sum(split.composition[b] for split in (human_cds.splits["valid"], other.splits["valid"]) for b in "ACGT")
     assert f"over {bases:,} bases of the valid split" in outcome.output
+    for name, dataset in (("one", human_cds), ("two", other)):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / "moved" / name).symlink_to(dataset.folder)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(human_cds.folder), "/gone"))
+    assert "say where it is now with --data" in dnascale("eval", tmp_path / "run").error
+    moved = dnascale("eval", tmp_path / "run", "--data", f"{tmp_path / 'moved'}/")
+    assert moved.code == 0, moved.output
+    assert f"over {bases:,} bases of the valid split" in moved.output
 
 
 @pytest.fixture

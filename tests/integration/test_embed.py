@@ -10,7 +10,7 @@ import torch
 
 from dnascale.cli import main
 from dnascale.config import ModelConfig
-from dnascale.errors import UsageError
+from dnascale.errors import DataError, UsageError
 from dnascale.evaluate.embed import EmbedOptions, embed, pieces
 from dnascale.evaluate.language_model import LanguageModel, load_model
 from dnascale.model.modernbert import build
@@ -188,6 +188,36 @@ def test_a_command_that_was_killed_goes_on_where_it_was(
     for suffix in (".npy", ".tsv"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
     assert not list(tmp_path.glob(".a.npy*"))
+
+
+def test_the_same_command_twice_at_once_writes_whole_parts(
+    folder: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dnascale.evaluate import embed_files
+
+    words = ("embed", folder, fasta, "--device", "cpu", "--out")
+    assert run(capsys, *words, tmp_path / "whole.npy")[0] == 0
+    real, entered = embed_files.embed, []
+
+    def while_another_runs(*arguments: object) -> object:
+        rows = real(*arguments)  # type: ignore[arg-type]
+        yield next(rows)  # half of a part is written
+        if not entered:
+            entered.append(1)
+            assert run(capsys, *words, tmp_path / "a.npy")[0] == 0
+            assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        yield from rows
+
+    monkeypatch.setattr(embed_files, "embed", while_another_runs)
+    run(capsys, *words, tmp_path / "a.npy")
+    assert entered
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_letters_that_are_no_bases_are_refused(model: LanguageModel) -> None:
+    for letters in (b"ACG-T1", b"AC\nGT"):
+        with pytest.raises(DataError, match="the sequence 'x' has letters that are no bases"):
+            list(embed(model, [("x", letters)]))
 
 
 def test_two_processes_write_the_file_of_one(folder: Path, fasta: Path, tmp_path: Path) -> None:

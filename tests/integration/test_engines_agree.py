@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import DEEPSPEED, metrics, numbers, train
+from jobs import DEEPSPEED, metrics, numbers, require_deepspeed, train
 
 from dnascale.data.shards import Dataset
 
@@ -88,6 +88,17 @@ def test_accumulation_does_not_change_the_run(human_cds: Dataset, tmp_path: Path
     for small, large in zip(*runs, strict=True):
         assert small["windows_digest"] == large["windows_digest"]
         assert small["loss"] == pytest.approx(large["loss"], rel=2e-5)
+
+
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_hundreds_of_micro_batches_add_up_to_the_same_gradient_in_bf16(
+    human_cds: Dataset, tmp_path: Path, engine: str
+) -> None:
+    require_deepspeed()
+    common = ("train.steps=1", "train.precision=bf16", "train.global_batch_tokens=32768", "train.micro_batch_tokens=64")
+    (alone,) = train(tmp_path / "plain", human_cds, *common)
+    (line,) = train(tmp_path / engine, human_cds, *common, engine=engine)
+    assert line["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=0.02)
 
 
 def test_validation_loss_is_the_same_on_every_engine(human_cds: Dataset, tmp_path: Path) -> None:

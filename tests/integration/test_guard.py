@@ -75,7 +75,18 @@ def test_too_many_in_a_row_stop_the_run_and_what_was_saved_stays(human_cds: Data
     assert "step 7 " in outcome.error
     assert "3 steps in a row were left out" in outcome.error
     assert Checkpoint(run / "checkpoints" / "step-00000004").state.skipped == 1
+    assert [one["step"] for one in metrics(run, "skip")] == [2, 5, 6, 7]
     assert not (run / "checkpoints" / "step-00000008").exists()
+
+
+def test_a_checkpoint_that_is_written_is_kept_when_patience_ends(human_cds: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("checkpoint.asynchronous=true", "checkpoint.every=4", "guard.patience=20", "log.every=1000")
+    bad = dict.fromkeys(range(5, 40), NAN)
+    outcome = run_with(run, human_cds, bad, "train.steps=40", *options)
+    assert outcome.code == 6
+    # Of step 24 the line is due before the next save, and finds the end: that of step 20 was written long before.
+    assert (run / "checkpoints" / "step-00000020").is_dir()
 
 
 def test_a_row_is_counted_over_an_interruption(human_cds: Dataset, tmp_path: Path) -> None:

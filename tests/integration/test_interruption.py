@@ -4,6 +4,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from jobs import dnascale, metrics, numbers, train, train_until, train_words
 
@@ -22,7 +23,7 @@ def uninterrupted(human_cds: Dataset, tmp_path_factory: pytest.TempPathFactory) 
     return {n: numbers(train(folder / str(n), human_cds, *LENGTH, processes=n)) for n in (1, 2)}
 
 
-@pytest.mark.parametrize("reason", ["SIGTERM", "SIGINT", "SIGUSR1", "the file STOP"])
+@pytest.mark.parametrize("reason", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "the file STOP"])
 def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_bit_for_bit(
     human_cds: Dataset, tmp_path: Path, uninterrupted: dict[int, list[tuple[object, ...]]], reason: str
 ) -> None:
@@ -41,6 +42,24 @@ def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_bit_for_bit
     assert not (run / "STOP").exists()
     assert dnascale(*train_words(run, human_cds, *LENGTH)).code == 0
     assert numbers(metrics(run)) == uninterrupted[1]
+
+
+@pytest.mark.parametrize("reason", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_processes_that_read_ahead_too_is_one_to_stop(
+    human_cds: Dataset, tmp_path: Path, reason: signal.Signals
+) -> None:
+    """As Slurm, systemd and `timeout` send it: to all processes of the job."""
+    run = tmp_path / "run"
+    job = train_until(run, human_cds, *LENGTH, "data.workers=2", step=3)
+    readers = job.children(0)
+    assert readers
+    assert len(readers) >= 2
+    for process in readers:
+        process.send_signal(reason)
+    job.signal(0, reason)
+    assert job.wait() == [75], job.output()
+    assert not psutil.wait_procs(readers, timeout=10)[1]
+    assert committed(run / "checkpoints")
 
 
 @pytest.mark.parametrize("engine", ["plain", pytest.param("zero2", marks=pytest.mark.slow)])

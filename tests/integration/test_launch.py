@@ -100,6 +100,27 @@ def test_a_process_that_is_killed_is_named_and_all_end(human_cds: Dataset, tmp_p
     assert not any(rank.is_running() for rank in ranks)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_what_a_terminal_or_a_scheduler_sends_to_all_processes_is_one_wish_to_save_and_end(
+    human_cds: Dataset, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = [*LAUNCH, "-n", "2", *words(run, human_cds, "train.steps=100000", "checkpoint.every=100000")]
+    job = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment(), text=True, start_new_session=True
+    )
+    while not metrics(run):
+        assert job.poll() is None
+        time.sleep(0.05)
+    os.killpg(job.pid, number)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 75, errors
+    assert errors.count(f"dnascale: stopped: by {number.name}") == 1
+    assert "bug" not in errors
+    assert len(list((run / "checkpoints").glob("step-*"))) == 1
+
+
 def script(name: str, *given: str) -> Outcome:
     return launch(["bash", str(ROOT / "launch" / name), *given], PATH=PATH, GPU_GB="12")
 

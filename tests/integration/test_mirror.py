@@ -1,19 +1,22 @@
 """Checkpoints copied elsewhere: a run whose folder is lost goes on from there, to the bit; a mirror that fails stops nothing."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from jobs import Outcome, dnascale, metrics, numbers, train_words
 
 from dnascale.data.shards import Dataset
 from dnascale.errors import CheckpointError, UsageError
 from dnascale.train import mirror
 from dnascale.train.checkpoint import Checkpoint, committed, newest_valid
-from dnascale.train.mirror import fetch_newer
+from dnascale.train.mirror import Mirror, fetch_config, fetch_newer
 
 pytestmark = pytest.mark.faults
 LENGTH = ("train.steps=8", "checkpoint.every=2", "checkpoint.keep=2", "checkpoint.keep_best=0")
@@ -85,6 +88,35 @@ def test_only_what_is_newer_is_fetched(sent: Path, tmp_path: Path) -> None:
     assert fetch_newer(str(tmp_path / "nothing"), tmp_path / "here", None) == []
 
 
+def test_a_run_whose_folder_is_lost_keeps_its_configuration_and_its_length(
+    human_cds: Dataset, sent: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "elsewhere"
+    words = train_words(run, human_cds, *LENGTH, f"checkpoint.mirror={sent}")
+    outcome = dnascale(*words, "optimizer.learning_rate=0.5")
+    assert outcome.code == 2
+    assert "was begun with another configuration (optimizer.learning_rate: 0.001 -> 0.5)" in outcome.error
+    shutil.rmtree(run)
+    lengthless = [word for word in words if not word.startswith("train.steps=")]
+    assert "nothing was left of 8 steps" in dnascale(*words).output
+    shutil.rmtree(run)
+    # The steps that minutes or epochs came to are not counted anew.
+    recorded = (sent / "config.yaml").read_text()
+    (sent / "config.yaml").write_text(recorded.replace("epochs: null", "epochs: 2.0"))
+    outcome = dnascale(*lengthless, "train.epochs=2.0")
+    assert "nothing was left of 8 steps" in outcome.output
+
+
+def test_what_a_killed_run_had_not_sent_is_sent_by_the_next_start(
+    human_cds: Dataset, sent: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(sent / "step-00000008")
+    again = run_with(tmp_path / "first", human_cds, str(sent))
+    assert "nothing was left of 8 steps" in again.output
+    Checkpoint(sent / "step-00000008").verify()
+    assert not list((tmp_path / "first" / "checkpoints").glob(".*"))
+
+
 def test_a_checkpoint_that_is_damaged_here_is_replaced_by_the_mirrors(
     human_cds: Dataset, sent: Path, tmp_path: Path
 ) -> None:
@@ -120,10 +152,58 @@ def test_a_mirror_that_does_not_answer_does_not_let_a_run_begin_anew(
         CheckpointError, match=r"does not answer \(TimeoutError: no route to host\), and .* has no checkpoint"
     ):
         fetch_newer(str(tmp_path), tmp_path / "here", None)
+    monkeypatch.setattr(LocalFileSystem, "cat_file", stale)
+    with pytest.raises(CheckpointError, match=r"does not answer \(OSError: .*, and .* has no configuration"):
+        fetch_config(str(tmp_path), tmp_path / "here" / "config.yaml")
     (sentence,) = fetch_newer(str(tmp_path), tmp_path / "here", 4)
     assert sentence.endswith("the run goes on from its own checkpoints.")
     with pytest.raises(UsageError, match="is no place that can be written"):
         fetch_newer("nonsense://there", tmp_path / "here", None)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_checkpoint_of_a_later_version_is_refused_with_a_mirror_too(
+    human_cds: Dataset, sent: Path, tmp_path: Path, here: bool
+) -> None:
+    folder = tmp_path / "first" / "checkpoints"
+    for place in (sent, folder):
+        path = place / "step-00000008" / "MANIFEST.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    if not here:
+        shutil.rmtree(tmp_path / "first")
+    outcome = run_with(tmp_path / "first", human_cds, str(sent))
+    assert outcome.code == 4
+    assert outcome.error.endswith("upgrade dnascale.")
+    assert (folder / "step-00000008").is_dir() is here
+    assert not list(folder.glob("damaged-*"))
+
+
+def stale(*_: object, **__: object) -> Any:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_mirror_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(
+    sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's own `exists` says no, whatever the reason."""
+    monkeypatch.setattr(LocalFileSystem, "info", stale)
+    with pytest.raises(CheckpointError, match="Stale file handle"):
+        fetch_newer(str(sent), tmp_path / "here", None)
+
+
+def test_one_look_that_fails_lets_no_checkpoint_be_removed(sent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, failed = LocalFileSystem.info, []
+
+    def once(files: LocalFileSystem, path: str, **options: Any) -> Any:
+        if path.endswith("step-00000008/MANIFEST.json") and not failed:
+            failed.append(path)
+            stale()
+        return info(files, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "info", once)
+    with pytest.raises(OSError, match="Stale"):
+        Mirror(str(sent), 1, print)._prune("step-00000008")
+    assert [path.name for path in committed(sent)] == ["step-00000006", "step-00000008"]
 
 
 def test_a_start_that_was_killed_after_the_fetch_does_not_lock_the_folder(
@@ -156,7 +236,8 @@ def test_what_others_left_there_stays_and_what_never_became_whole_goes(human_cds
     )
     assert again.code == 0, again.output
     assert "MANIFEST.json is damaged" in again.output
-    assert sorted(path.name for path in there.iterdir()) == ["step-00000010", "step-00000900"]
+    own = ["config.yaml", "step-00000008", "step-00000010"]  # the one it went on from too, which was not there
+    assert sorted(path.name for path in there.iterdir()) == [*own, "step-00000900"]
 
 
 def test_a_checkpoint_is_sent_whole_though_it_is_removed_meanwhile(

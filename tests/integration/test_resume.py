@@ -8,7 +8,7 @@ import pytest
 from jobs import Outcome, dnascale, metrics, numbers, train, train_until_killed, train_words
 
 from dnascale.data.shards import Dataset
-from dnascale.files import json_digest
+from dnascale.files import hold, json_digest
 from dnascale.train.checkpoint import Checkpoint, committed
 
 STEPS = 16
@@ -223,6 +223,32 @@ def test_a_checkpoint_of_the_first_format_goes_on(short_run: Path, human_cds: Da
     assert numbers(metrics(run)) == numbers(metrics(short_run))
 
 
+@pytest.mark.parametrize("older", [True, False])
+def test_a_checkpoint_of_a_later_version_is_neither_replaced_nor_advised_to_be_removed(
+    short_run: Path, human_cds: Dataset, tmp_path: Path, older: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    if not older:
+        shutil.rmtree(run / "checkpoints" / "step-00000004")
+    path = run / "checkpoints" / "step-00000006" / "MANIFEST.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    outcome = again(run, human_cds)
+    assert outcome.code == 4
+    assert outcome.error.endswith("upgrade dnascale.")
+    assert path.is_file()
+
+
+def test_a_stop_that_came_too_late_does_not_stop_the_next_start(
+    short_run: Path, human_cds: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    (run / "STOP").touch()
+    assert again(run, human_cds, "train.steps=7", "run.allow_change=true").code == 0
+    assert not (run / "STOP").exists()
+
+
 def test_a_run_goes_on_longer_when_asked(short_run: Path, human_cds: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(short_run, run)
@@ -244,3 +270,17 @@ def test_a_learning_rate_that_rises_again_in_a_longer_run_is_told(
     assert outcome.code == 0, outcome.output
     assert told in outcome.output
     assert ("rises" in outcome.output) == bool(told)
+
+
+def test_a_start_beside_another_touches_nothing_of_its_run(human_cds: Dataset, tmp_path: Path) -> None:
+    """Not even what it would set aside: the other one may be about to write it."""
+    run = tmp_path / "run"
+    train(run, human_cds, "train.steps=2", "checkpoint.every=1")
+    newest = run / "checkpoints" / "step-00000002"
+    (newest / "MANIFEST.json").write_text("{")
+    with hold(run):
+        outcome = dnascale(*train_words(run, human_cds, "train.steps=2", "checkpoint.every=1"))
+    assert outcome.code == 2
+    assert "is being written by another run" in outcome.error
+    assert newest.is_dir()
+    assert len(metrics(run)) == 2

@@ -210,7 +210,7 @@ def good(**changes: str) -> str:
 PLAIN = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 BAD_VCF = {
     "another base in the reference": (PLAIN + good(ref=other(SEQUENCE[100], 2)) + "\n", 3, "another genome build"),
-    "off the end": (PLAIN + good(pos="401") + "\n", 3, "outside the reference"),
+    "off the end": (PLAIN + good(pos="401") + "\n", 3, "line 3: chr1:401 "),
     "position 0": (PLAIN + good(pos="0") + "\n", 3, "outside the reference"),
     "no number": (PLAIN + good(pos="1e3") + "\n", 3, "in.vcf:3: the position '1e3' is no number"),
     "cut off": (PLAIN + good()[:12] + "\n", 3, "in.vcf:3: 4 columns"),
@@ -219,6 +219,8 @@ BAD_VCF = {
     "chr is missing": (PLAIN + good(chrom="1") + "\n", 3, "--ignore-chr"),
     "another assembly": (PLAIN + good(chrom="NC_000001.11") + "\n", 3, "none of the sequences"),
     "empty": ("", 3, "empty"),
+    "no header at all": (good() + "\n", 2, "in.vcf:1: a row where titles should be. Of VCF its header is missing"),
+    "sequences": (">chr1\nACGTACGT\n", 2, "holds sequences: the variants come first"),
     "scored already": ('##fileformat=VCFv4.3\n##INFO=<ID=DNASCALE_LLR,Number=A>\n' + PLAIN + good() + "\n", 3, "bcftools annotate -x"),
     "bcf": ("BCF\x02\x02", 3, "convert it with `bcftools view"),
 }  # fmt: skip
@@ -230,7 +232,7 @@ BAD_VCF = {
         ({"pos": pa.array([101.0, 123.7])}, "row 2: the position 123.7 is no whole number"),
         ({"pos": pa.array([101.0, float("inf")])}, "row 2: the position inf is no number"),
         ({"pos": pa.array([101, None])}, "row 2: the position None is no number"),
-        ({"pos": pa.array([101, 501])}, "outside the reference"),
+        ({"pos": pa.array([101, 501])}, "row 2: chr1:501 A lies outside the reference"),
     ],
 )
 def test_a_position_that_is_none_is_a_sentence(
@@ -332,6 +334,77 @@ def test_other_mistakes_are_told_what_to_do(
         assert (ended, sentence in err) == (code, True), (words, err)
     assert there.read_text() == "mine"
     assert not (tmp_path / "out.vcf").exists()
+
+
+def test_a_quotation_mark_joins_no_lines(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        ("chr1", 101 + n, SEQUENCE[100 + n], other(SEQUENCE[100 + n]), note)
+        for n, note in enumerate(('"5-UTR', "x", "y"))
+    ]
+    words = ("--reference", reference, "--device", "cpu", "--out")
+    for kind, delimiter in (("tsv", "\t"), ("csv", ",")):
+        table = tmp_path / f"in.{kind}"
+        lines = [("chrom", "pos", "ref", "alt", "note"), *rows]
+        table.write_text("".join(delimiter.join(map(str, line)) + "\n" for line in lines))
+        code, _, err = run(capsys, "score", model, table, *words, tmp_path / f"out.{kind}")
+        if kind == "csv":
+            assert (code, "3 lines below its titles, and 1 rows can be read" in err) == (3, True), err
+    found = list(csv.reader((tmp_path / "out.tsv").open(newline=""), delimiter="\t"))
+    assert [tuple(row[:5]) for row in found[1:]] == [tuple(map(str, row)) for row in rows]
+    assert {row[6] for row in found[1:]} == {"scored"}
+
+
+def test_a_table_is_written_without_quotes_where_none_are_needed(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "in.csv"
+    row = f"chr1,101,{SEQUENCE[100]},{other(SEQUENCE[100])}"
+    words = ("--reference", reference, "--device", "cpu", "--out")
+    for number, note in enumerate(("plain", '"a, b"')):
+        table.write_text(f"chrom,pos,ref,alt,note\n{row},{note}\n")
+        assert run(capsys, "score", model, table, *words, tmp_path / f"{number}.csv")[0] == 0
+    assert (tmp_path / "0.csv").read_text().startswith(f"chrom,pos,ref,alt,note,llr,status\n{row},plain,")
+    assert [line[4] for line in csv.reader((tmp_path / "1.csv").open(newline=""))] == ["note", "a, b"]
+
+
+def test_odd_files_of_variants_are_read_or_told(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--reference", reference, "--device", "cpu", "--out")
+    marked = tmp_path / "marked.vcf"
+    marked.write_text("\ufeff" + HEADER + vcf_lines()[0] + "\n", newline="\r\n")
+    assert run(capsys, "score", model, marked, *words, tmp_path / "marked.out.vcf")[0] == 0
+    assert (tmp_path / "marked.out.vcf").read_bytes().startswith(b"##fileformat=VCFv4.3\r\n")
+    code, _, err = run(capsys, "score", model, "-", *words, tmp_path / "x.vcf")
+    assert (code, "write them to one first" in err) == (2, True), err
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("chrom,pos,ref,alt,Größe\nchr1,101,A,C,1\n".encode("latin-1"))
+    code, _, err = run(capsys, "score", model, latin, *words, tmp_path / "x.csv")
+    assert (code, "is no table that can be read" in err) == (3, True), err
+    nested = tmp_path / "nested.parquet"
+    values = {"chrom": ["chr1"], "pos": [101], "ref": [SEQUENCE[100]], "alt": [other(SEQUENCE[100])], "tags": [["a"]]}
+    parquet.write_table(pa.table(values), nested)
+    code, _, err = run(capsys, "score", model, nested, *words, tmp_path / "x.tsv")
+    assert (code, "a column that .tsv cannot hold" in err) == (2, True), err
+    assert run(capsys, "score", model, nested, *words, tmp_path / "y.parquet")[0] == 0
+    both = tmp_path / "both.csv"
+    both.write_text(f"chrom,pos,ref,alt\nchr1,101,{SEQUENCE[100]},N\n1,102,{SEQUENCE[101]},N\n")
+    code, _, err = run(capsys, "score", model, both, "--ignore-chr", *words, tmp_path / "x.csv")
+    assert (code, "name it one way" in err) == (3, True), err
+    assert not list(tmp_path.glob("x.*")) + list(tmp_path.glob(".*"))
+
+
+def test_what_is_kept_for_another_output_is_left_alone(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vcf = write_vcf(tmp_path / "in.vcf", vcf_lines()[:1])
+    of_another = tmp_path / ".s1.vcf.parts-bb"
+    of_another.mkdir()
+    out = tmp_path / "s[1].vcf"
+    assert run(capsys, "score", model, vcf, "--reference", reference, "--device", "cpu", "--out", out)[0] == 0
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [of_another.name]
 
 
 def test_two_processes_score_as_one_does(model: Path, reference: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def with_a_slow_forward(words: list[str], rank: int) -> None:
 
     build = loop.assemble
 
-    def and_slow(config: object) -> assemble.Job:
-        job = build(config)  # type: ignore[arg-type]
+    def and_slow(config: object, hold: bool) -> assemble.Job:
+        job = build(config, hold)  # type: ignore[arg-type]
         if job.accelerator.process_index == rank:
             job.engine.module.register_forward_pre_hook(lambda *_: time.sleep(0.02))
         return job

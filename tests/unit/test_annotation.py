@@ -160,6 +160,10 @@ def test_a_feature_across_the_origin_of_a_circular_sequence_is_skipped(tmp_path)
     records, tally = annotated(tmp_path, region + gff("gene", 1, 66, "+", ".", "ID=g") + crossing)
     assert [r.name for r in records] == ["b", "to the end"]
     assert tally.skipped == {"across the origin of a circular sequence": 1}
+    two_lines = gff("CDS", 55, 60, "+", 0, "ID=a") + gff("CDS", 1, 6, "+", 0, "ID=a")
+    records, tally = annotated(tmp_path, region + two_lines)
+    assert (records, tally.skipped) == ([], {"across the origin of a circular sequence": 1})
+    assert annotated(tmp_path, two_lines)[1].skipped == {}  # nothing says that it is circular
     with pytest.raises(DataError, match=r":1: the region c:54-66 \(from 0\) ends beyond c, which has 60 bases"):
         annotated(tmp_path, crossing)
 
@@ -227,6 +231,12 @@ def test_sequences_at_the_end_of_the_file_end_the_features(tmp_path):
     for end in ("##FASTA\n>c\nACGT\n", ">c\nACGT\n", "###\n"):
         records, _ = annotated(tmp_path, "##gff-version 3\n\n" + gff("CDS", 1, 3, "+", 0, "ID=a") + end)
         assert [r.name for r in records] == ["a"]
+
+
+@pytest.mark.parametrize("first", ["##gff-version 3\n", ""])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path, first):
+    regions, _ = annotated(tmp_path, "\ufeff" + first + gff("CDS", 1, 6, "+", 0, "ID=a"))
+    assert [region.name for region in regions] == ["a"]
 
 
 def test_other_features_are_joined_by_transcript_or_stand_alone(tmp_path):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ MODEL = ModelConfig(
     hidden_size=32, layers=4, heads=2, intermediate_size=48, context=96, local_attention=16, global_every=3
 )
 REACH = MODEL.local_attention // 2
-KERNELS = ["masks", "blocks", "tiles", "flash"]
+KERNELS = ["masks", "blocks", "tiles", "flash", "packed flash"]
 #: Lengths of the records of each window; a separator follows each, and the window ends within or after the last.
 WINDOWS = {
     "one record": [[96], [96]],
@@ -39,6 +40,7 @@ def emulated_varlen(
     max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int],
 ) -> torch.Tensor:  # fmt: skip
     """What torch's varlen_attn computes, one record at a time; torch has it for CUDA alone."""
+    assert torch.nn.attention._cur_sdpa_kernel_backends() == [torch.nn.attention.SDPBackend.FLASH_ATTENTION]
     assert torch.equal(cu_seq_q, cu_seq_k)
     assert cu_seq_q.dtype == torch.int32
     assert cu_seq_q[0] == 0
@@ -285,3 +287,26 @@ def test_evaluation_leaves_the_compiled_graphs_alone(hf: Any, monkeypatch: pytes
             model.logits(windows_of([[40, 80]])), language_model(hf, "masks").logits(windows_of([[40, 80]])), 1e-6
         )
     assert not counters["stats"]
+
+
+def test_layers_are_compiled_whole_under_ddp_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of itself torch cuts what is compiled within DDP where a megabyte of parameters has come together."""
+    compiler, graphs = torch.compile, []
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, backend=counting, **options))
+    shape = MODEL.model_copy(update={"hidden_size": 256, "intermediate_size": 768, "layers": 3})
+    model = language_model(build(shape, CHARACTER), "masks")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with torch._dynamo.config.patch(optimize_ddp=True):  # not by monkeypatch, which would remove the setting after
+            model.compile_step("layers")
+            tokens = windows_of([[40, 80], [95]]).to(torch.uint8)
+            loss, _ = torch.nn.parallel.DistributedDataParallel(model)(tokens, torch.arange(2), 1)
+            loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(graphs) == 4  # masking, the first layer, the other two, the loss

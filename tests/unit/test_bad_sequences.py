@@ -248,7 +248,7 @@ MANY_BAD = b">a\nAC-GT\n>b\nACGT\nAC>c\nGG\n>\nACG\n>d\nAAAA\n>e\nAC GT 1\n"
 def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "genome.fa"
     path.write_bytes(MANY_BAD)
-    report = ReadReport(str(path))
+    report = ReadReport(str(path), can_skip=True)
     (item,) = find([str(path)])
     reading = read(item, report=report)
     assert next(reading).name == "d"
@@ -264,6 +264,9 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     ]
     assert "(3 bytes of the record are no bases)" in lines[4]
     assert lines[-1] == "Mend the file, or leave such records out with --skip-bad-records."
+    with pytest.raises(DataError) as caught:
+        list(read(item))
+    assert str(caught.value).splitlines()[-1] == "Mend the file."  # of a command without that option
     for problem in report.problems:
         assert problem.offset is not None
         line = MANY_BAD[: problem.offset].count(b"\n") + 1

@@ -39,7 +39,7 @@ def test_every_preset_loads_and_keeps_every_value_it_states(preset: str) -> None
 
 
 def test_presets_are_those_documented() -> None:
-    assert presets() == ["base", "book", "large", "nano", "small"]
+    assert presets() == ["base", "book", "large", "mini", "nano", "small"]
 
 
 def test_a_preset_without_data_says_what_is_missing() -> None:
@@ -177,7 +177,7 @@ def test_what_is_no_override_is_a_usage_error(override: str) -> None:
         ("a: [1\n", "cannot be read as configuration"),
         ("", "'data' is missing"),
         ("just words\n", "."),
-        ("preset: nan\n", r"unknown preset 'nan' \(did you mean 'nano'\?\); there are: base, book, large, nano"),
+        ("preset: nan\n", r"unknown preset 'nan' \(did you mean 'nano'\?\); there are: base, book, large, mini, nano"),
         ("run: 5\n", "run"),
         ("preset: nano\nmodel: [1]\n", "cannot be read as configuration"),
         ("\udcff\udcfe", "cannot be read as configuration"),
@@ -257,3 +257,18 @@ def test_a_misspelled_key_of_a_source_is_named_with_the_right_one() -> None:
         UsageError, match=r"unknown key 'data\.sources\.h\.wieght' \(did you mean 'data\.sources\.h\.weight'"
     ):
         load_config("nano", ["data.sources={h: {path: x, wieght: 3}}", "train.steps=1"])
+
+
+@pytest.mark.parametrize("name", ["2024_01_15", "010", "12:30", "1e3", "007", "true", "2024-01-15", "run #1"])
+def test_the_name_of_a_folder_is_taken_as_it_is_written(name: str) -> None:
+    for key in ("run.dir", "data.path"):
+        settled = nano(f"{key}={name}")
+        assert (settled.run.dir if key == "run.dir" else settled.data.path) == name
+    assert nano("data.path=null", f"data.sources.a.path={name}").data.locations() == {"a": name}
+
+
+def test_a_number_in_place_of_a_folder_in_a_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: nano\ndata: {path: 1_000}\ntrain: {steps: 1}\n")
+    with pytest.raises(UsageError, match=r"'data.path: 1000' is read as a number: put what was meant in quotes"):
+        load_config(str(path), [])

@@ -18,7 +18,7 @@ from dnascale.data.prepare import PrepareOptions, prepare
 from dnascale.data.read import covering_windows
 from dnascale.data.shards import load_dataset
 from dnascale.data.stream import Dealing, TrainStream
-from dnascale.errors import DataError, UsageError
+from dnascale.errors import DataError, DnascaleWarning, UsageError
 from dnascale.vocab import CHARACTER, Vocabulary
 
 CONTEXT = 24
@@ -103,6 +103,15 @@ def test_one_source_needs_no_mixture_and_no_weight(folders: dict[str, Path]) -> 
 
 
 # --- the same data ---
+
+
+def test_data_given_under_two_names_are_warned_of(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["fly"], copy)
+    with pytest.warns(DnascaleWarning, match="the sources a and c are the same data") as caught:
+        corpus = open_corpus({"a": folders["fly"], "b": folders["yeast"], "c": copy}, {"a": 1, "b": 1, "c": 1})
+    assert len(caught) == 1
+    assert shares(corpus) == {"a": 3334, "b": 3333, "c": 3333}
 
 
 def test_the_fingerprint_of_one_is_that_of_the_data_set_whatever_it_is_called(folders: dict[str, Path]) -> None:

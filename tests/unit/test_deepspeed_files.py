@@ -10,7 +10,7 @@ import pytest
 
 from dnascale.config import load_config
 from dnascale.errors import UsageError
-from dnascale.train.engines import deepspeed_config
+from dnascale.train.engines import deepspeed_config, require_few_in_bf16
 from dnascale.train.engines.deepspeed import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +60,8 @@ def parse_by_deepspeed(values: dict[str, Any]) -> list[str]:
 
 
 def filled(name: str, *overrides: str) -> dict[str, Any]:
-    config = load_config(
-        "nano", ["data.path=x", "train.steps=1", "train.precision=bf16", f"train.engine={name}", *overrides]
-    )
+    settings = ["data.path=x", "train.steps=1", "train.precision=bf16", "optimizer.name=adamw", f"train.engine={name}"]
+    config = load_config("nano", [*settings, *overrides])
     values = deepspeed_config(config, micro_windows=4, accumulation=1, world=2)
     assert values is not None
     return values
@@ -138,6 +137,34 @@ def test_a_value_that_the_run_decides_is_refused(tmp_path: Path) -> None:
     own.write_text(json.dumps(values))
     with pytest.raises(UsageError, match="gradient_accumulation_steps=7"):
         filled(str(own))
+
+
+def test_many_gradients_are_added_up_in_fp32_or_not_at_all() -> None:
+    def of(engine: str, accumulation: int, precision: str = "bf16") -> dict[str, Any]:
+        config = load_config("book", ["data.path=x", f"train.engine={engine}", f"train.precision={precision}"])
+        values = deepspeed_config(config, micro_windows=1, accumulation=accumulation, world=1)
+        assert values is not None
+        return values
+
+    for engine in ("zero2", "zero3", "zero3_offload"):
+        assert of(engine, 2)["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert "data_types" not in of(engine, 1)
+        assert "data_types" not in of(engine, 512, "fp32")
+    assert "data_types" not in of("zero1", 64)
+    with pytest.raises(UsageError, match="gradients of 65 micro-batches in bf16"):
+        of("zero1", 65)
+    of("zero1", 65, "fp32")
+
+
+def test_gradients_in_bf16_are_counted_when_auto_is_settled() -> None:
+    config = load_config(
+        "book", ["data.path=x", "train.engine=zero1", "train.precision=bf16", "train.micro_batch_tokens=auto"]
+    )
+    values = deepspeed_config(config, micro_windows=1, accumulation=512, world=1)
+    assert values is not None
+    require_few_in_bf16(config, values, 64)
+    with pytest.raises(UsageError, match=r"train\.engine=zero1 adds up the gradients of 65 micro-batches in bf16"):
+        require_few_in_bf16(config, values, 65)
 
 
 def test_what_nobody_fills_in_is_named(tmp_path: Path) -> None:

@@ -94,6 +94,21 @@ def by(key: Callable[[int, int, int], object], losses: BaseLosses) -> dict[objec
     }
 
 
+def test_of_several_sources_each_has_its_own_loss(dataset: Dataset, rivals: dict[str, ContextModel]) -> None:
+    reader = WindowReader([dataset, dataset], "valid", CONTEXT)
+    losses = BaseLosses(reader)
+    whole = held_out_loss(logits, reader, CHARACTER, torch.device("cpu"), 4, note=losses.add)
+    losses.nats[len(losses.nats) // 2 :] += 1  # the second is worse
+    found = take_apart(reader, losses, rivals, ["good", "bad"])
+    good, bad = found.parts["source"]
+    assert [good.name, bad.name] == ["good", "bad"]
+    assert good.bases + bad.bases == whole.bases
+    for part, half in ((good, losses.nats[: len(losses.nats) // 2]), (bad, losses.nats[len(losses.nats) // 2 :])):
+        assert part.nats_per_base == pytest.approx(float(np.nanmean(half.astype(np.float64))))
+        assert part.bases == int((~np.isnan(half)).sum())
+    assert "source" not in take_apart(reader, losses, rivals).parts
+
+
 def test_every_base_has_its_loss_and_their_mean_is_the_whole(
     scored: tuple[WindowReader, BaseLosses, HeldOutLoss], detail: Detail
 ) -> None:

@@ -115,6 +115,41 @@ def test_a_file_of_deepspeed_and_offloading_are_not_taken_for_what_they_are_not(
     assert with_measured(sheet, settled, [row | {"config": settled.model_dump(mode="json")}]).tokens_per_second == 9e5
 
 
+def test_a_micro_batch_is_at_most_the_share_of_a_device() -> None:
+    for preset, devices, micro in (("book", 8, 2048), ("small", 8, 4096), ("base", 64, 8192)):
+        found = forecast(config(preset), card("H100"), devices, 1, VOCABULARY)
+        assert (found.micro_batch_tokens, found.accumulation) == (micro, 1)
+        alike = forecast(config(preset, f"train.micro_batch_tokens={micro}"), card("H100"), devices, 1, VOCABULARY)
+        assert found.activation_bytes == alike.activation_bytes
+
+
+def test_recomputed_layers_take_less_memory_and_more_time() -> None:
+    fixed = ("model.context=16384", "train.global_batch_tokens=1048576", "train.micro_batch_tokens=16384")
+    tight = Card("tight", 100, 24, 1, 100)
+    with pytest.raises(UsageError, match=r"or train\.recompute=layers\.$"):
+        forecast(config("large", *fixed), tight, 1, 1, VOCABULARY)
+    again = config("large", *fixed, "train.recompute=layers")
+    assert forecast(again, tight, 1, 1, VOCABULARY).activation_bytes < 8e9
+    whole, twice = (forecast(one, card("H200"), 1, 1, VOCABULARY) for one in (config("large", *fixed), again))
+    assert twice.step_seconds == pytest.approx(4 / 3 * whole.step_seconds)
+
+
+def test_a_budget_is_spent_over_all_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "base",
+        "model.context=32768",
+        "schedule.stages=[{tokens: 1000000000, context: 1024}, {}]",
+        "-w",
+        "H100",
+        "-n",
+        "8",
+    )
+    rows = json.loads(said(capsys, *words, "--budget", "24", "--price", "2", "--json")[1])
+    assert rows[0]["cost"] == 2 * 8 * 24
+    needed = json.loads(said(capsys, *words, "--tokens", str(rows[0]["tokens"]), "--json")[1])
+    assert needed[0]["hours"] == pytest.approx(24, rel=0.01)
+
+
 def test_fp32_on_a_gpu_is_not_forecast() -> None:
     with pytest.raises(UsageError, match="forecasts of GPUs are of bf16 alone"):
         forecast(config("base", "train.precision=fp32"), card("H100"), 1, 1, VOCABULARY)
@@ -173,6 +208,25 @@ def test_where_no_length_is_known_the_command_says_what_a_day_gives_or_the_minut
     assert row["hours"] == hours
     assert row["tokens"] == pytest.approx(row["tokens_per_second"] * hours * 3600, rel=1e-6)
     assert f"tokens in {hours:g} h" in said(capsys, "base", *words, "-w", "H100")[1]
+
+
+def test_stages_are_forecast_each_with_its_batch_and_in_their_order() -> None:
+    small, large = (f"train.global_batch_tokens={2**n}" for n in (15, 20))
+    h100, tokens = card("H100"), 10 * 2**20
+    alone = [forecast(config("base", batch), h100, 1, tokens, VOCABULARY) for batch in (small, large)]
+    first = "schedule.stages=[{tokens: 5242880, global_batch_tokens: 32768}, {}]"
+    staged = forecast(config("base", large, first), h100, 1, tokens, VOCABULARY)
+    assert staged.hours == pytest.approx(sum(one.hours for one in alone) / 2, rel=1e-6)
+    assert staged.mfu < 1
+    only = forecast(config("base", large, first), h100, 1, tokens // 2, VOCABULARY)
+    assert only.hours == pytest.approx(alone[0].hours / 2, rel=1e-6)
+
+
+def test_the_tokens_of_a_run_in_stages_are_those_of_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("base", "train.steps=20", "train.global_batch_tokens=65536", "-w", "H100", "--json")
+    code, out = said(capsys, *words, "schedule.stages=[{tokens: 327680, global_batch_tokens: 32768}, {}]")
+    assert code == 0
+    assert json.loads(out)[0]["tokens"] == 10 * 32_768 + 10 * 65_536
 
 
 def test_hardware_that_nobody_knows_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

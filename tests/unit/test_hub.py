@@ -126,7 +126,7 @@ def test_a_pickle_is_not_loaded(folder: Path, tmp_path: Path) -> None:
 
 def test_files_of_sequences_are_left_to_our_readers(folder: Path) -> None:
     (folder / "train.fasta").write_text(">a\nACGT\n")
-    with pytest.raises(DataError, match="of fasta: name its files instead"):
+    with pytest.raises(DataError, match="name its files instead"):
         read(f"hf://{folder}")
 
 

@@ -1,6 +1,7 @@
 """Imports point down: no module needs itself by way of another, and what others stand on knows nothing of them."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_what_others_stand_on_knows_nothing_of_them(package: str) -> None:
     assert len(own) > 1
     needed = {other.partition(".")[2].split(".")[0] for name in own for other in GRAPH[name]} - {package, ""}
     assert needed <= BELOW[package]
+
+
+OTHERS = sorted(
+    path for folder in ("benchmarks", "docs", "examples", "launch") for path in (ROOT.parent / folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
+def test_programs_beside_the_package_import_names_that_are_there(path: Path) -> None:
+    """Some of them run for hours, and in no test."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "dnascale":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name) or f"{node.module}.{alias.name}" in MODULES, ast.unparse(node)
 
 
 @pytest.mark.parametrize("module", ["dnascale.data.order", "dnascale.data.masking"])

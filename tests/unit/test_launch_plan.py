@@ -213,6 +213,50 @@ def test_the_environment_of_slurm_is_read_in_and_out_of_a_step() -> None:
     assert find_slurm(job) == Slurm(7, ("a", "b"), None, 2)
     step = job | {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "b", "SLURM_NODEID": "0"}
     assert find_slurm(step) == Slurm(7, ("b",), 0, 2)
+    shell = step | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_NODES": "1"}  # of salloc: its first node alone
+    assert find_slurm(shell) == Slurm(7, ("a", "b"), None, 2)
+
+
+def test_srun_passes_on_when_a_node_counts_as_lost() -> None:
+    config, words = configured("base")
+    in_slurm = machine(H100, slurm=Slurm(1, ("a", "b"), None))
+    assert "--lost-after" not in plan(in_slurm, config, words).words
+    asked = plan(in_slurm, config, words, lost_after=5.0).words
+    assert asked[asked.index("--lost-after") + 1] == "5"
+
+
+def test_an_engine_that_does_not_exist_is_left_to_training_to_refuse() -> None:
+    assert "train.engine=ddp" in planned(machine(H100), "base", "train.engine=ddp").words
+
+
+def test_recomputed_layers_make_room() -> None:
+    long, small = ("model.context=16384", "train.global_batch_tokens=1048576"), Device("cuda", "a card", 24 * GB)
+    with pytest.raises(UsageError, match="does not fit"):
+        planned(machine(small), "large", *long)
+    planned(machine(small), "large", *long, "train.recompute=layers")
+
+
+def test_the_first_node_finds_its_interface_by_the_way_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian lets a host's own name stand for 127.0.1.1."""
+    import socket
+
+    import psutil
+
+    from dnascale.launch.start import _interface
+
+    asked: list[str] = []
+
+    def resolved(host: str, port: int, **_: object) -> list[object]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.1.1" if host == "a" else "127.0.0.9", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    monkeypatch.setattr(psutil, "net_if_addrs", dict)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for rank in (0, 1):
+        _interface(Nodes(2, rank, "a", 29_500, ("a", "b")))
+    assert asked == ["b", "a"]
 
 
 def test_several_tasks_on_a_node_are_refused() -> None:

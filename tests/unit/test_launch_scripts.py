@@ -5,8 +5,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,30 @@ def test_the_notebook_is_one_and_holds_no_output() -> None:
 def _python(source: str) -> str:
     """A cell without what only a notebook understands."""
     return re.sub(r"^(\s*)[!%].*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def test_a_job_whose_processes_end_by_the_signal_goes_back_into_the_queue(tmp_path: Path) -> None:
+    """SIGUSR1 before anything listens to it: `srun` ends with 138, as `wait` does when the script itself is told."""
+    for name, text in {
+        "srun": "sleep 2; exit 138",
+        "scancel": "true",
+        "scontrol": f'echo "$@" >> {tmp_path}/asked',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    job = subprocess.Popen(
+        ["bash", str(ROOT / "launch" / "slurm.sbatch"), "nano"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert job.stdout is not None
+    assert "start 1" in job.stdout.readline()
+    time.sleep(0.5)
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 0, said
+    assert "told to leave" in said
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"

@@ -62,6 +62,9 @@ def test_groups_are_summed_over_the_right_predictions(repeat_weight: float) -> N
     assert found["random"][1] + found["kept"][1] + hidden == predicted
     assert found["kept"][1] > 0
     assert float(loss) == pytest.approx(float(sums[0]) / batch.labels.numel())
+    # What is compared with evaluation counts repeats whatever their weight.
+    of_bases = [sum(found[group][place] for group in "acgt") for place in (0, 1)]
+    assert sums[4:6].tolist() == pytest.approx(of_bases, rel=1e-4)
 
 
 def accelerator(device: str = "cpu") -> Any:
@@ -80,7 +83,7 @@ GUARD = Guard(GuardConfig(), torch.device("cpu"), TrainState(9))
 
 
 def stepped(one: Meter, norm: float = 1.0, tokens: int = 10, flops: float = 1.0, left_out: bool = False) -> None:
-    one.stepped(TakenStep(7, 60, 10, 0.1), torch.tensor(norm), torch.tensor(left_out), tokens, flops)
+    one.stepped(TakenStep(7, 60, 10, 1, 0.1), torch.tensor(norm), torch.tensor(left_out), tokens, flops)
 
 
 def line_of(one: Meter, state: TrainState, epoch_windows: int) -> dict[str, Any]:

@@ -609,7 +609,8 @@ def small(folder: Path) -> Dataset:
     return load_dataset(folder)
 
 
-def test_a_shard_overwritten_while_it_is_read_is_checked_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_shard_overwritten_while_it_is_read_is_checked_anew(tmp_path: Path, closed: bool) -> None:
     shards = MappedShards(small(tmp_path), "train")
     right = shards.stream(0)
     path = tmp_path / "train" / "shard-000000.tar"
@@ -618,9 +619,29 @@ def test_a_shard_overwritten_while_it_is_read_is_checked_anew(tmp_path: Path) ->
     with path.open("r+b") as file:
         file.seek(block_offset(1, 512) + 7)
         file.write(b"\x05")
+    if closed:  # as where a process may open fewer files than there are shards
+        shards.keep([])
     os.utime(path, ns=(1, 1))  # so that its time differs however coarse the clock is
     with pytest.raises(DataError, match=r"block 1 \(bytes 1,536 to 2,048\) does not match its checksum"):
         shards.stream(0)
+
+
+def test_a_copy_in_the_cache_that_is_damaged_is_fetched_anew_by_the_next_start(tmp_path: Path) -> None:
+    small(tmp_path / "set")
+    url, cache = (tmp_path / "set").as_uri(), tmp_path / "cache"
+    right = MappedShards(load_dataset(url, cache), "train").stream(0)
+    for name, sentence in (
+        ("shard-000000.tar", "It is a copy, which the same command fetches again"),
+        ("blocks.npy", None),
+    ):
+        (copy_,) = cache.rglob(f"*{name}")
+        content = bytearray(copy_.read_bytes())
+        content[block_offset(1, 512) + 7 if sentence else -1] ^= 1
+        copy_.write_bytes(content)
+        if sentence:
+            with pytest.raises(DataError, match=sentence):
+                MappedShards(load_dataset(url, cache), "train").stream(0)
+        np.testing.assert_array_equal(MappedShards(load_dataset(url, cache), "train").stream(0), right)
 
 
 @pytest.mark.parametrize(

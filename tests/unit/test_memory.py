@@ -15,7 +15,7 @@ from dnascale.model.memory import token_bytes_on_cpu
 from dnascale.model.modernbert import MaskedLanguageModel, build
 from dnascale.train.batching import divides
 from dnascale.train.environment import devices
-from dnascale.train.memory import candidates, explain_shortage, is_out_of_memory, recorded
+from dnascale.train.memory import candidates, explain_shortage, free_memory, is_out_of_memory, recorded
 from dnascale.train.schedules import stages
 from dnascale.vocab import CHARACTER
 
@@ -32,6 +32,8 @@ def config(stages: list[dict[str, int]] | None = None, **model: int) -> Config:
 def test_the_micro_batch_of_a_run_is_kept_on_the_same_hardware_alone(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("train: {micro_batch_tokens: 4096}")
     (tmp_path / "environment.json").write_text(json.dumps({"devices": devices()}))
+    assert recorded(tmp_path, devices()) is None  # it may have been too large for the first step
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert recorded(tmp_path, devices()) == 4096
     for other in ([], ["MPS, 17 GB"], ["NVIDIA H100"]):
         assert recorded(tmp_path, other) is None
@@ -75,6 +77,14 @@ def test_the_micro_batch_that_is_advised_needs_what_the_sentence_says() -> None:
     sentence = str(explain_shortage(one, "in step 7", torch.device("cpu")))
     assert sentence.startswith("out of memory in step 7 with micro-batches of 192 tokens")
     assert "train.micro_batch_tokens=64 (or auto) needs about 1/3 as much and trains the same, with 3 times" in sentence
+
+
+def test_a_micro_batch_that_the_batch_caps_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one = config().with_train(global_batch_tokens=512, micro_batch_tokens=1024)
+    sentence = str(explain_shortage(one, "in step 7", torch.device("cpu")))
+    assert "with micro-batches of 256 tokens" in sentence
+    assert "train.micro_batch_tokens=128 (or auto)" in sentence
 
 
 def kept_bytes(module: MaskedLanguageModel, tokens: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
@@ -123,6 +133,9 @@ def test_only_a_lack_of_memory_is_one() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+    )
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
@@ -145,3 +158,18 @@ print(max(faults[3:]))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (int(ended.stdout) < 16) == kept
+
+
+def test_a_control_group_bounds_what_is_free(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("1:name=systemd:/\n0::/slurm/job_7\n")
+    job = tmp_path / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    everything = free_memory(tmp_path, tmp_path / "nothing")
+    for folder, most in ((job, "max"), (job.parent, "5000")):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("3000\n")
+        (folder / "memory.stat").write_text("anon 2000\ninactive_file 700\n")
+    assert free_memory(tmp_path, own) == 5000 - 3000 + 700
+    (job.parent / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path, own) == pytest.approx(everything, rel=0.2)

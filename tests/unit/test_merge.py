@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fasta import random_fasta, write
@@ -54,6 +56,27 @@ def test_a_merged_data_set_has_the_records_of_all_and_is_whole(tmp_path: Path) -
     assert Counter(rows(merged)) == Counter(
         (record, group, number) for number, part in enumerate(parts) for record, group, _ in rows(part)
     )
+
+
+def test_a_sample_of_a_merged_data_set_is_of_all_that_were_merged(tmp_path: Path) -> None:
+    """Their shards stand one after the other."""
+    whole = []
+    for name, letters in (("at", "ACGT" + "AT" * 4), ("gc", "ACGT" + "GC" * 4)):
+        draw = random.Random(name)
+        records = [(f"{name}{n}", "".join(draw.choices(letters, k=900))) for n in range(60)]
+        write(tmp_path / f"{name}.fa", records)
+        options = PrepareOptions(valid=0, max_leakage=None)
+        whole.append(
+            prepare([str(tmp_path / f"{name}.fa")], tmp_path / name, options, block_tokens=512, shard_blocks=16).folder
+        )
+    merged = merge(whole, tmp_path / "merged")
+    known = {record.tobytes() for record in split_records(merged, "train")}
+    sample = split_records(merged, "train", 30_000)
+    letters = np.concatenate(sample)
+    assert 20_000 < len(letters) <= 30_000  # without what shards begin in the middle of
+    assert 0.45 < np.isin(letters, [2, 3]).mean() < 0.55  # C and G
+    # From their first base on, so that codons stay codons.
+    assert all(any(one.startswith(record.tobytes()) for one in known) for record in sample)
 
 
 def test_annotations_of_one_name_may_be_different_files(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 
 from dnascale.config import ModelConfig, load_config
 from dnascale.data.masking import Masking
+from dnascale.errors import UsageError
 from dnascale.model.attention import record_masks
 from dnascale.model.modernbert import MaskedLanguageModel, build, modernbert_config
 from dnascale.vocab import CHARACTER
@@ -32,12 +33,12 @@ def recipe(**changes: Any) -> Masking:
 
 
 def strong(seed: int = 0) -> Any:
-    """A tiny model whose weights are large enough for what is far away to matter."""
+    """A tiny model whose weights are large enough for what is far away to matter, the same with every transformers."""
     hf = build(TINY, CHARACTER, seed).eval()
-    with torch.no_grad():
-        for parameter in hf.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(6)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in hf.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.12, generator=generator)
     return hf
 
 
@@ -97,13 +98,14 @@ def test_a_rotary_base_below_one_turns_by_a_codon_every_three_tokens() -> None:
 
 def test_the_presets_have_the_sizes_they_state() -> None:
     sizes = {}
-    for preset in ("nano", "book", "small", "base", "large"):
+    for preset in ("nano", "mini", "book", "small", "base", "large"):
         settled = load_config(preset, ["data.path=D", "train.steps=1"])
         with torch.device("meta"):
             hf = build(settled.model, CHARACTER)
         sizes[preset] = sum(parameter.numel() for parameter in hf.parameters())
     assert sizes["book"] == 5_318_935
     assert sizes["nano"] == pytest.approx(0.7e6, rel=0.1)
+    assert sizes["mini"] == 2_255_831
     assert sizes["small"] == 17_861_015
     assert sizes["base"] == pytest.approx(110e6, rel=0.02)
     assert sizes["large"] == pytest.approx(345e6, rel=0.02)
@@ -218,7 +220,7 @@ def test_loss_and_sums_equal_a_naive_computation_from_the_full_logits(hf: Any) -
         loss, sums = model(tokens, keys)
         batch = model.masking(tokens, keys, model.complement)
         log_p = model.logits(batch.input_ids).double().log_softmax(dim=-1)
-    weighted = weights = hidden_weighted = hidden_weights = 0.0
+    weighted = weights = hidden_weighted = hidden_weights = of_bases = bases = 0.0
     for row in range(6):
         for k, at in enumerate(batch.positions[row].tolist()):
             weight = float(batch.weights[row, k])
@@ -228,9 +230,13 @@ def test_loss_and_sums_equal_a_naive_computation_from_the_full_logits(hf: Any) -
             if batch.hidden[row, k]:
                 hidden_weighted += weight * nats
                 hidden_weights += weight
+                of_bases += nats
+                bases += 1
     assert 0 < hidden_weights < weights < batch.labels.numel()
     assert float(loss) == pytest.approx(weighted / batch.labels.numel(), rel=1e-5)
-    assert sums[:6].tolist() == pytest.approx([weighted, weights, *2 * [hidden_weighted, hidden_weights]], rel=1e-5)
+    assert sums[:6].tolist() == pytest.approx(
+        [weighted, weights, hidden_weighted, hidden_weights, of_bases, bases], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
@@ -296,3 +302,14 @@ def test_a_model_read_from_a_folder_keeps_records_apart_too(tmp_path: Path) -> N
     with torch.no_grad():
         expected = MaskedLanguageModel(built, recipe()).logits(tokens)
         assert torch.equal(MaskedLanguageModel(read, recipe()).logits(tokens), expected)
+
+
+def test_a_transformers_that_keeps_its_own_attention_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = strong()
+    built.save_pretrained(tmp_path)
+    read = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    monkeypatch.setattr(type(read), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(UsageError, match="would not be kept apart"):
+        MaskedLanguageModel(read, recipe())

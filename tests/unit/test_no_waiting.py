@@ -60,6 +60,7 @@ def test_the_update_of_every_optimizer_waits_for_nothing(name: str) -> None:
     with FakeTensorMode():
         model = on_fake_gpu(Layered())
         engine = PlainEngine.__new__(PlainEngine)
+        engine.name = "ddp"
         engine.parameters = dict(model.named_parameters())
         engine.config = SimpleNamespace(optimizer=config(name))  # type: ignore[assignment]
         engine.optimizer = build_optimizer(model, config(name))
@@ -73,9 +74,30 @@ def test_the_update_of_every_optimizer_waits_for_nothing(name: str) -> None:
     assert not waits.found
 
 
+@pytest.mark.parametrize(("name", "kept"), [("ddp", True), ("plain", False)])
+def test_gradients_that_ddp_sends_from_keep_their_place_and_others_are_given_back(name: str, kept: bool) -> None:
+    model = Layered()
+    engine = PlainEngine.__new__(PlainEngine)
+    engine.name, engine.parameters = name, dict(model.named_parameters())
+    engine.config = SimpleNamespace(optimizer=config("adamw"))  # type: ignore[assignment]
+    engine.optimizer = build_optimizer(model, config("adamw"))
+    places = {}
+    for key, p in engine.parameters.items():
+        p.grad = torch.ones_like(p)
+        places[key] = p.grad.data_ptr()
+    engine.step(0.1, Guard(GuardConfig(), torch.device("cpu"), TrainState(9)))
+    for key, p in engine.parameters.items():
+        if kept:
+            assert p.grad is not None
+            assert p.grad.data_ptr() == places[key]
+            assert not p.grad.any()
+        else:
+            assert p.grad is None
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("separate", [True, False])
-@pytest.mark.parametrize("kernel", ["flash", "masks", "blocks"])
+@pytest.mark.parametrize("kernel", ["flash", "packed flash", "masks", "blocks"])
 def test_masking_model_loss_and_their_gradients_wait_for_nothing(kernel: str, separate: bool, recompute: bool) -> None:
     shape = ModelConfig(hidden_size=32, layers=4, heads=2, intermediate_size=48, context=96, local_attention=16)
     masking = Masking(CHARACTER, 0.2, 0.8, 0.1, reverse_complement=True, repeat_weight=0.5)

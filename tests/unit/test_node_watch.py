@@ -1,6 +1,9 @@
 """Nodes that keep in touch, as threads of one process: who is missing, who falls silent, who is done."""
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -48,6 +51,28 @@ def test_a_node_that_falls_silent_is_named_by_the_other(port: int) -> None:
         time.sleep(0.05)
     assert lost[0].startswith("node 1 (second) has not been heard from for 1 s")
     first.end(complete=False)
+
+
+def test_time_in_which_a_job_was_suspended_does_not_count(port: int) -> None:
+    script = (
+        "import time, sys\n"
+        "from dnascale.launch.nodes import Watch\n"
+        "from dnascale.launch.plan import Nodes\n"
+        f"watch = Watch(Nodes(1, 0, '127.0.0.1', {port}, ('a',)), 0.6)\n"
+        "watch.join(20, print)\n"
+        "lost = []\n"
+        "watch.begin(lost.append)\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(4)\n"
+        "sys.exit(len(lost))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "begun\n"
+        job.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        job.send_signal(signal.SIGCONT)
+        assert job.wait() == 0
 
 
 def test_a_node_that_is_done_is_not_missed(port: int) -> None:

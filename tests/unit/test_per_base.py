@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +153,22 @@ def test_training_is_one_graph_and_tells_the_nats_of_hidden_bases(spec: str) -> 
         log_p = logits.gather(1, batch.positions[:, :, None].expand(-1, -1, logits.shape[2])).log_softmax(2)
     nats = bases = 0.0
     for row, column in batch.hidden.nonzero().tolist():
-        name, weight = vocabulary.tokens[int(batch.labels[row, column])], float(batch.weights[row, column])
+        name = vocabulary.tokens[int(batch.labels[row, column])]
         p = log_p[row, column].exp().tolist()
         if vocabulary.views > 1:
-            nats -= weight * math.log(
-                sum(q for q, token in zip(p, vocabulary.tokens, strict=False) if token[0] == name[0])
-            )
-            bases += weight
+            nats -= math.log(sum(q for q, token in zip(p, vocabulary.tokens, strict=False) if token[0] == name[0]))
+            bases += 1
         else:
-            nats -= weight * math.log(p[int(batch.labels[row, column])])
-            bases += weight * len(name)
+            nats -= math.log(p[int(batch.labels[row, column])])
+            bases += len(name)
     assert sums.tolist()[4:6] == pytest.approx([nats, bases], rel=1e-4)
+    weighted = replace(masking, repeat_weight=1.0)
+    _, unweighted = MaskedLanguageModel(model.hf, weighted)(tokens, keys)
+    assert torch.equal(unweighted[4:6], sums[4:6])
     if spec == "character":
-        assert torch.equal(sums[4:6], sums[2:4])
+        assert torch.equal(sums[4:6], unweighted[2:4])
     if vocabulary.views == 1:
-        assert float(sums[4]) == pytest.approx(float(sums[2]), rel=1e-6)
+        assert float(sums[4]) == pytest.approx(float(unweighted[2]), rel=1e-6)
     whole = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
     again, again_sums = whole(tokens, keys, model.room(tokens))
     assert torch.allclose(loss, again)

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from fasta import random_fasta, write
 
+from dnascale.cli.dataset import show_dataset
 from dnascale.data.prepare import Crew, Plan, PrepareOptions, carry_out_plan, prepare
 from dnascale.data.prepare.tasks import Progress, Stage
-from dnascale.data.shards import load_dataset
+from dnascale.data.shards import Dataset, load_dataset
 from dnascale.data.verify import verify
 from dnascale.errors import DataError, DnascaleError, SpaceError, UsageError
 from dnascale.files import check_new_folder, hold
@@ -78,6 +79,29 @@ def test_the_problems_of_all_inputs_are_told_at_once_and_listed_in_a_file_that_g
     assert made.cleaning["records_in"] == 2
     assert ["skipped" in source for source in made.sources] == [True, False, True]
     assert "x.fa:4:3" in made.sources[0]["skipped"]
+
+
+def test_what_is_missing_because_a_file_was_left_out_is_told_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = write(tmp_path / "g.fa", [("g", "ACGT" * 9)]), write(tmp_path / "b.fa", [("c1", "AC*T")])
+    bed = tmp_path / "r.bed"
+    bed.write_text("c1\t0\t3\n")
+    with pytest.raises(DataError, match=r"1 input was left out by --skip-bad-files, the first because of: .*b\.fa:2:3"):
+        prepare([good, bad], tmp_path / "out", PrepareOptions(valid=0, skip_bad_files=True, regions=str(bed)))
+    show_dataset(prepare([good, bad], tmp_path / "all", PrepareOptions(valid=0, skip_bad_files=True)), as_json=False)
+    assert "left out" in (said := capsys.readouterr().out)
+    assert "b.fa:2:3" in said
+
+
+def test_a_rank_does_not_take_a_data_set_of_changed_inputs_for_its_own(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "a.fa", [("a", "ACGT" * 9)]), tmp_path / "out"
+    prepare([source], out, PrepareOptions(valid=0))
+    part = Crew(1, 0, 2, part=True)
+    assert isinstance(carry_out_plan(Plan.of([source], PrepareOptions(valid=0)), out, part, Progress()), Dataset)
+    write(tmp_path / "a.fa", [("a", "ACGT" * 90)])
+    with pytest.raises(UsageError, match="prepared from other inputs"):
+        carry_out_plan(Plan.of([source], PrepareOptions(valid=0)), out, part, Progress())
 
 
 def test_every_rank_keeps_a_list_of_the_problems_that_it_has_met_until_somebody_prepares_alone(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_bad_input_is_a_sentence(values: np.ndarray, tmp_path: Path, capsys: pyt
         ((tmp_path / "none.parquet", labels), 3, "holds no embeddings of `dnascale embed`"),
         ((labels, labels), 2, "is neither .parquet nor .npy"),
         ((parquet, labels, "--label", "kind"), 2, "has no column kind: it has name, label"),
-        ((parquet, tmp_path / "none.csv"), 3, "cannot be read as a table"),
+        ((parquet, tmp_path / "none.csv"), 3, "none.csv"),
         ((parquet, npy), 2, "is none of .tsv, .csv, .parquet"),
     ]:
         found, _, error = said(capsys, "probe", *words)

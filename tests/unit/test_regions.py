@@ -66,6 +66,7 @@ def test_three_columns_are_enough_and_columns_of_the_record_stay(tmp_path):
     [
         "browser position chr1:1-10\ntrack name=x\n# a comment\n\nchr1\t0\t4\tn\n",
         "\ufeffchr1\t0\t4\tn\r\n\r\n#\tx\ty\tz\r\n",
+        "\ufeffbrowser position chr1:1-10\nchr1\t0\t4\tn\n",
         "chr1   0 4  n\n",
         "chr1\t0\t4\tn",
     ],

@@ -4,8 +4,10 @@ import gc
 import hashlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -550,6 +552,44 @@ def test_a_forked_child_goes_on_by_itself_and_does_not_keep_its_parents_lease(
         status = os.waitpid(pid, 0)[1]
     assert status == 0, (tmp_path / "child").read_text()
     assert here(folder) == {"a.tar"}
+
+
+def test_a_forked_child_waits_for_no_lock_that_a_thread_of_its_parent_held(
+    server: Server, open_folder: Callable[..., RemoteFolder]
+) -> None:
+    folder = open_folder()
+    lease = folder.lease(server.add("a.tar"))
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with folder._here.changed:
+            held.set()
+            go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    gc.collect()
+    if (pid := os.fork()) == 0:
+        signal.alarm(20)
+        lease.close()
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    go.set()
+    thread.join()
+    assert status == 0
+
+
+def test_a_dataset_json_from_the_future_is_fetched_anew(
+    server: Server, open_folder: Callable[..., RemoteFolder]
+) -> None:
+    server.files["/set/dataset.json"] = b'{"old": 1}'
+    file = RemoteFile("dataset.json", None, None)
+    first = open_folder()
+    read(first, file)
+    server.files["/set/dataset.json"] = b'{"new": 22}'
+    os.utime(first.folder / "dataset.json", (time.time(), time.time() + 1e6))
+    assert read(open_folder(), file) == b'{"new": 22}'
 
 
 # What errors mean

@@ -149,6 +149,14 @@ def test_files_of_others_that_are_named_as_ours_are_left_out(tmp_path: Path) -> 
     assert found["data"] == []
 
 
+def test_an_evaluation_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    evaluation = {"split": "valid", "step": 50, "model": {"nats_per_base": float("nan")}, "baselines": []}
+    (folder / "evaluation-valid.json").write_text(json.dumps(evaluation))
+    write_report([folder], tmp_path / "report.html")
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     write_report([folder], tmp_path / "1.html")

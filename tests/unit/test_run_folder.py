@@ -12,7 +12,7 @@ from dnascale.train import folder
 from dnascale.train.folder import settle_config, write_run_files
 from dnascale.vocab import CHARACTER
 
-CORPUS: Any = SimpleNamespace(location="data", fingerprint="f", vocabulary=CHARACTER)
+CORPUS: Any = SimpleNamespace(location="data", fingerprint="f", vocabulary=CHARACTER, sources={})
 
 
 def config(run: Path, rate: str) -> Config:

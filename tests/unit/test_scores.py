@@ -251,17 +251,16 @@ def test_parts_that_are_done_are_not_computed_again(
     folder = open_parts(out, model, [], {})
     first = every_snv(SEQUENCE)
     order = compare(first, sequences, "it", options, model.context)
-    whole = run.score_alleles
-    calls = 0
+    answer, calls = run.Scoring.answer, 0
 
-    def dies(*arguments: object) -> np.ndarray:
+    def dies(scoring: run.Scoring) -> np.ndarray:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return whole(*arguments)  # type: ignore[arg-type]
+        return answer(scoring)
 
-    monkeypatch.setattr(run, "score_alleles", dies)
+    monkeypatch.setattr(run.Scoring, "answer", dies)
     with pytest.raises(KeyboardInterrupt):
         score(model, first, sequences, order, options, folder)
     assert len(list(folder.glob("part-*"))) == 2
@@ -270,6 +269,32 @@ def test_parts_that_are_done_are_not_computed_again(
     again = scored(model, every_snv(SEQUENCE))
     assert [a.llr for a in first] == pytest.approx([a.llr for a in again], abs=2e-6)
     assert open_parts(out, model, [], {"mode": "pll"}) != folder
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_variants_of_many_sequences_share_forwards_and_parts(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    from dnascale.evaluate.variants import run
+
+    texts = {f"s{n}": bytes(RNG.choice(list(b"ACGT"), 40 + n % 3).astype(np.uint8)) for n in range(60)}
+    alleles = [
+        replace(one, contig=name) for n, (name, text) in enumerate(texts.items()) for one in every_snv(text)[n : n + 2]
+    ]
+    alone = {"together": together, "both_strands": False}
+    expected = [scored(model, [replace(one, contig="s")], texts[one.contig], **alone)[0].llr for one in alleles]
+    asked = []
+    log_p = LanguageModel.log_p
+    monkeypatch.setattr(LanguageModel, "log_p", lambda self, *rest: asked.append(1) or log_p(self, *rest))
+    options, sequences = ScoreOptions(**alone), given_sequences(texts)  # type: ignore[arg-type]
+    order = compare(alleles, sequences, "it", options, model.context)
+    score(model, alleles, sequences, order, options)
+    assert len(asked) < 5
+    assert [allele.llr for allele in alleles] == pytest.approx(expected, abs=2e-5)
+    monkeypatch.setattr(run, "_PART", 7)
+    score(model, alleles, sequences, order, options, folder := open_parts(tmp_path / "out.tsv", model, [], {}))
+    assert len(list(folder.glob("part-*"))) <= 120 // 7 + 1
+    assert [allele.llr for allele in alleles] == pytest.approx(expected, abs=2e-5)
 
 
 def test_a_model_of_longer_tokens_is_refused(tmp_path: Path, folder: Path) -> None:

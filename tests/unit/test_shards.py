@@ -117,9 +117,38 @@ def test_split_gives_its_records_back_without_soft_mask_also_across_shards(
     plain = [record & 0x7F for record in records]
     read = split_records(written, "train")
     assert [part.tolist() for part in read] == [record.tolist() for record in plain]
-    np.testing.assert_array_equal(split_stream(written, "train", 700), stream_of(plain)[:700])
-    cut = split_records(written, "train", max_tokens=1000)
-    assert np.concatenate(cut).tolist() == [t for t in stream_of(plain)[:1000].tolist() if t != CHARACTER.sep]
+    np.testing.assert_array_equal(split_stream(written, "train", 10**6), stream_of(plain))
+
+
+def test_a_sample_of_a_split_has_its_share_of_the_beginning_of_each_shard(written: Dataset) -> None:
+    whole = written.split("train").tokens
+    sample = split_stream(written, "train", 1000)
+    assert 500 < len(sample) <= 1000 + len(written.split("train").shards)
+    expected = []
+    for number, stream in enumerate(streams(written)):
+        part = stream[: len(stream) * 1000 // whole] & 0x7F
+        ends = np.flatnonzero(part == CHARACTER.sep)
+        if number:
+            part = part[ends[0] :] if len(ends) else np.concatenate([[CHARACTER.sep], part])
+        expected.append(part)
+    np.testing.assert_array_equal(sample, np.concatenate(expected))
+    assert sum(map(len, split_records(written, "train", 1000))) == int((sample != CHARACTER.sep).sum())
+
+
+def test_a_sample_of_a_url_is_of_few_shards_but_as_large_as_it_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dnascale.data import read
+
+    many = write_dataset(tmp_path / "many", stream_of(random_records(5, 300)))
+    assert len(many.split("train").shards) > 30
+    monkeypatch.setattr(read, "_SAMPLED_SHARDS", 4)
+    for tokens, shards in ((4_000, 4), (40_000, 30)):
+        remote = load_dataset((tmp_path / "many").as_uri(), tmp_path / f"cache {tokens}")
+        found = len(split_stream(remote, "train", tokens))
+        fetched = len(list((tmp_path / f"cache {tokens}").rglob("*.tar")))
+        assert 0.5 * tokens < found <= tokens + fetched
+        assert fetched <= shards
 
 
 def test_tarfile_finds_the_members_where_block_offsets_say(written: Dataset) -> None:

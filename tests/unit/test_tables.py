@@ -323,6 +323,26 @@ def test_bad_rows_are_placed_and_the_others_go_on(path: Path, form: str) -> None
     assert (report.bad_records, report.bad_bases) == (2, 10)
 
 
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+@pytest.mark.parametrize(("first", "last"), [('primer 5" long', '"quoted start'), ('"half', 'other half"')])
+def test_a_quote_that_takes_whole_rows_with_it_is_refused(path: Path, delimiter: str, first: str, last: str) -> None:
+    rows = [("a", "ACGT" * 9, first), *((f"s{n}", "ACGT" * 9, "x") for n in range(50)), ("z", "ACGT" * 9, last)]
+    rows.append(("end", "ACGT" * 9, "x"))
+    if first.startswith("primer"):  # the second quote is opened early, and closed by nothing but the number of quotes
+        rows[1], rows[-2] = rows[-2], rows[1]
+    text = "".join(delimiter.join(row) + "\n" for row in [("id", "seq", "note"), *rows])
+    assert "takes whole rows with it" in refusal(path, text.encode())
+
+
+def test_a_key_that_is_null_at_first_is_a_column(path: Path) -> None:
+    lines = [{"id": f"s{n}", "seq": "ACGT" * 9, "gene": None if n < 150 else f"g{n}"} for n in range(200)]
+    lines += [{"id": "late", "seq": "ACGT" * 9, "symbol": "TP53"}]
+    records, _ = read(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert records[0].fields.get("gene") is None
+    assert records[150].fields["gene"] == "g150"
+    assert records[200].fields["symbol"] == "TP53"
+
+
 def test_a_name_twice_and_a_name_that_is_missing_are_refused(path: Path, form: str) -> None:
     table = pa.table({"id": ["a", "a", None], "seq": ["ACGT", "GG", "TT"]})
     message = refusal(path, FORMATS[form](table))

@@ -49,6 +49,16 @@ def test_it_says_what_it_was_learned_from(folder: Path, human_cds: Dataset) -> N
     assert 299_000 < about["bases"] <= 300_000
 
 
+def test_no_more_bases_are_learned_from_than_said(tmp_path: Path) -> None:
+    """Also where tokens are of several bases."""
+    source = tmp_path / "genes.fa"
+    source.write_text("".join(f">{n}\n{'ACGGTCATTGCA' * 40}{'GATTACA' * n}\n" for n in range(1, 40)))
+    assert run("prepare", source, "--out", tmp_path / "kmers", "--tokenizer", "kmer:6", "--valid", "0") == 0
+    train_tokenizer(load_dataset(tmp_path / "kmers"), 40, tmp_path / "tok", max_bases=5_000)
+    learned = json.loads((tmp_path / "tok" / "vocabulary.json").read_text())["learned_from"]
+    assert 4_000 < learned["bases"] <= 5_000
+
+
 def test_data_prepared_with_it_are_whole_and_hold_the_same_letters(
     folder: Path, human_cds: Dataset, tmp_path: Path
 ) -> None:

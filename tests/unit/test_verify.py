@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from servers import serving
 
 from dnascale.data.shards import BLOCK_ROW, Dataset, Index, Shard, Split, block_offset, load_dataset
-from dnascale.data.verify import one_byte_errors, verify
+from dnascale.data.verify import one_byte_errors, opened_to_verify, verify
 from dnascale.data.writer import ShardWriter
 from dnascale.vocab import CHARACTER, SOFT_MASK_BIT
 
@@ -199,12 +199,36 @@ def test_a_data_set_behind_a_url(dataset: Dataset, tmp_path: Path, monkeypatch: 
     with serving() as server:
         for path in dataset.folder.rglob("*.*"):
             server.files[f"/set/{path.relative_to(dataset.folder)}"] = path.read_bytes()
-        remote = load_dataset(f"{server.url}/set", tmp_path / "cache")
-        assert verify(remote) == []
-        again = load_dataset(f"{server.url}/set", tmp_path / "another cache")
+        url, cache = f"{server.url}/set", tmp_path / "home" / "cache"
+        monkeypatch.setenv("DNASCALE_CACHE", str(cache))
+        assert verify(load_dataset(url)) == []
+        with opened_to_verify(url) as there:
+            assert verify(there) == []
+        # What the cache still has says nothing of what is there.
         del server.files["/set/train/shard-000001.tar"]
-        (fault,) = verify(again)
-        assert f"{server.url}/set/train/shard-000001.tar" in fault
+        with opened_to_verify(url) as there:
+            (fault,) = verify(there)
+        assert f"{url}/train/shard-000001.tar" in fault
+        assert not list(cache.glob("dnascale-verify-*"))
+
+
+def test_no_more_of_a_url_is_kept_to_verify_it_than_what_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dnascale.data import verify as module
+
+    many = of_blocks(tmp_path / "many", random_records([900] * 40))
+    monkeypatch.setattr(module, "_THREADS", 2)
+    monkeypatch.setenv("DNASCALE_CACHE", str(tmp_path / "cache"))
+    most = 0
+
+    def look(_bytes: int) -> None:
+        nonlocal most
+        most = max(most, len(list(tmp_path.glob("cache/dnascale-verify-*/*/train/*.tar"))))
+
+    with opened_to_verify(many.folder.as_uri()) as there:
+        assert verify(there, look) == []
+    assert 0 < most <= 10 < len(many.splits["train"].shards) / 3
 
 
 def test_what_prepare_writes_has_no_faults(human_cds: Dataset) -> None:
