@@ -10,8 +10,9 @@ from dnascale.data.shards import Dataset
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in tests and in what they start, also where the tests were started in the background, without it."""
+    """Signals work in tests and in what they start, also where the tests were started in the background, or by nohup, without them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is fails no test
     hypothesis.settings.load_profile("untimed")
 

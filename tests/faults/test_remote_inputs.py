@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
+from typing import IO
 
 import pytest
 from servers import Fault, Server, content, serving
@@ -136,6 +138,29 @@ def test_a_full_disk_is_a_space_error(server: Server, monkeypatch: pytest.Monkey
         def write(self, _: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
+        def close(self) -> None: ...
+
     monkeypatch.setattr(urls.tempfile, "SpooledTemporaryFile", Full)
     with pytest.raises(SpaceError, match="no space left"):
         read(server)
+
+
+@pytest.mark.parametrize("bytes_read", [0, 100, 95_000])
+def test_no_file_is_left_open(server: Server, monkeypatch: pytest.MonkeyPatch, bytes_read: int) -> None:
+    made: list[IO[bytes]] = []
+    temporary = urls.tempfile.SpooledTemporaryFile
+
+    def making(**options: int) -> IO[bytes]:
+        made.append(temporary(**options))
+        return made[-1]
+
+    monkeypatch.setattr(urls.tempfile, "SpooledTemporaryFile", making)
+    server.script("/genome.fa", "503", "cut")
+    with open_url(server.url + "/genome.fa", QUICK, PIECE) as stream:
+        stream.read(bytes_read)
+    deadline = time.monotonic() + 20
+    while not (made and all(one.closed for one in made)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made
+    assert all(one.closed for one in made)
+    assert len(made) == 3 or not bytes_read

@@ -174,6 +174,14 @@ class _Http(Location):
 
     def _first(self, piece: int, seconds: float) -> IO[bytes]:
         body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=piece)  # noqa: SIM115
+        try:
+            self._fill(body, piece, seconds)
+        except BaseException:
+            body.close()
+            raise
+        return body
+
+    def _fill(self, body: IO[bytes], piece: int, seconds: float) -> None:
         headers = self._get(0, piece, body, seconds)
         size = body.tell()
         match = _RANGE.match(headers.get("Content-Range", ""))
@@ -187,7 +195,6 @@ class _Http(Location):
         else:
             self.size = size
         body.seek(0)
-        return body
 
     def _part(self, start: int, end: int, seconds: float) -> bytes:
         body = io.BytesIO()
@@ -282,4 +289,12 @@ class _Stream(io.RawIOBase):
     def close(self) -> None:
         self._fetching.shutdown(wait=False, cancel_futures=True)
         self._remote.closed.set()
+        self._body.close()
+        if self._next is not None:
+            self._next.add_done_callback(_close)
         super().close()
+
+
+def _close(fetched: Future[IO[bytes]]) -> None:
+    if not fetched.cancelled() and fetched.exception() is None:
+        fetched.result().close()
