@@ -28,6 +28,7 @@ from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.errors import DataError, DnascaleError
 from dnascale.files import json_digest
+from dnascale.signals import STOPPING
 
 #: Tokens gathered and windows ordered in one go: so many that the cost of a call of numpy or torch vanishes.
 _CHUNK_TOKENS = 16 << 20
@@ -241,7 +242,7 @@ def _leave_signals(_worker: int) -> None:
     """In a worker process: schedulers tell all processes to stop, and the one that trains decides when this one ends."""
     if threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)  # of the process that trains, which would hear of it twice
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
 

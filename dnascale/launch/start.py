@@ -11,11 +11,10 @@ from typing import Any
 from dnascale.errors import PeerError, UsageError
 from dnascale.launch.nodes import Watch
 from dnascale.launch.plan import Launch, Nodes
+from dnascale.signals import heard
 
 #: Seconds that a node waits for the others to join: a shared file system may be slow to import from.
 _PATIENCE = 900.0
-#: What asks the processes to save and end (docs/reference/exit-codes.md).
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def start(launch: Launch, silence: float) -> int:
@@ -53,9 +52,8 @@ def _torchrun(words: list[str]) -> int:
 
     # Its reports of a failure are screens long; ours is a sentence.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for number in _FORWARDED:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, _forward)
+    for number in heard():
+        signal.signal(number, _forward)
     try:
         # After those named here torchrun ends the processes within 30 seconds, whether they have saved or not.
         run(parse_args(["--signals-to-handle", "SIGQUIT", *words]))

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from dnascale.signals import STOPPING, heard
 from dnascale.train.distributed import TIMEOUT
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 #: What stands for the file among the numbers that are exchanged.
 _STOP_FILE = 255
 #: Seconds between two looks for the file, which may be on a slow file system.
@@ -55,8 +55,7 @@ class Interruption:
         self._ear, mouth = socket.socketpair()
         mouth.setblocking(False)
         self._mouth = mouth
-        heard = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores it
-        self._before = {number: signal.signal(number, lambda *_: None) for number in heard}
+        self._before = {number: signal.signal(number, lambda *_: None) for number in heard()}
         self._wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, daemon=True).start()
         return self
@@ -104,7 +103,7 @@ class Interruption:
     def _listen(self) -> None:
         first = 0.0
         while byte := self._ear.recv(1):
-            if (number := byte[0]) not in _SIGNALS:
+            if (number := byte[0]) not in STOPPING:
                 continue
             if not self._heard:
                 self._heard, first = number, time.monotonic()

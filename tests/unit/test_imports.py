@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2] / "dnascale"
 #: What a package may import of this project, besides itself.
 BELOW = {
     "vocab": {"errors"},
-    "data": {"errors", "files", "vocab"},
+    "data": {"errors", "files", "signals", "vocab"},
     "model": {"config", "data", "errors", "vocab"},
     "report": {"errors", "files"},
 }
