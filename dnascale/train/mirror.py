@@ -35,6 +35,7 @@ class Mirror:
     def __init__(self, location: str, keep: int, warn: Callable[[str], None]) -> None:
         """Raises UsageError for a location that fsspec does not know."""
         self._files, self._root = _open(location)
+        self._is_folder = not is_remote(location)
         self._shown, self._keep, self._warn = _shown(location), keep, warn
         self._waiting: Path | None = None  # links to a checkpoint's files
         self._going: Path | None = None
@@ -100,8 +101,14 @@ class Mirror:
         names = [path.name for path in held.iterdir() if path.name != _MANIFEST]
         with contextlib.suppress(FileNotFoundError):  # of a checkpoint that lies in no run
             self._files.put_file(str(held.parent.parent / _CONFIG), f"{self._root}/{_CONFIG}")
-        for name in [*sorted(names), _MANIFEST]:
+        for name in sorted(names):
             self._files.put_file(str(held / name), f"{there}/{name}")
+            if self._is_folder:
+                sync(Path(there, name))
+        if self._is_folder:  # where half a file can be seen, which no store shows
+            write_whole(Path(there, _MANIFEST), (held / _MANIFEST).read_bytes())
+        else:
+            self._files.put_file(str(held / _MANIFEST), f"{there}/{_MANIFEST}")
 
     def _prune(self, newest: str) -> None:
         """Removes what is older than the newest ones up to `newest`, also what never became whole. Later steps are not this run's."""
@@ -193,6 +200,8 @@ def _get(files: Any, there: str, final: Path) -> None:
     try:
         for path in files.ls(there, detail=False):
             name = str(path).rpartition("/")[2]
+            if name.startswith("."):  # half a manifest, of a process that was killed
+                continue
             files.get_file(path, str(work / name))
             sync(work / name)
         Checkpoint(work).verify()

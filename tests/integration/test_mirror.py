@@ -117,6 +117,34 @@ def test_what_a_killed_run_had_not_sent_is_sent_by_the_next_start(
     assert not list((tmp_path / "first" / "checkpoints").glob(".*"))
 
 
+def test_a_manifest_is_there_whole_or_not_at_all(
+    human_cds: Dataset, sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, there = tmp_path / "first" / "checkpoints" / "step-00000008", sent / "step-00000008"
+    shutil.rmtree(there)
+    write = Path.write_bytes
+
+    def half(path: Path, content: bytes) -> int:
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.EIO, "Input/output error")
+
+    said: list[str] = []
+    one = Mirror(str(sent), 2, said.append)
+    with monkeypatch.context() as torn:
+        torn.setattr(Path, "write_bytes", half)
+        one.send(checkpoint)
+        one.finish()
+    assert "step-00000008 is not in " in said[0]
+    assert not (there / "MANIFEST.json").exists()
+    write(there / ".MANIFEST.json.left", b"{")  # as a process leaves it that is killed there
+    one.catch_up(checkpoint)
+    one.finish()
+    assert fetch_newer(str(sent), tmp_path / "here", None) == [f"step-00000008 comes from {sent}"]
+    assert {path.name for path in (tmp_path / "here" / "step-00000008").iterdir()} == {
+        path.name for path in checkpoint.iterdir()
+    }
+
+
 def test_a_checkpoint_that_is_damaged_here_is_replaced_by_the_mirrors(
     human_cds: Dataset, sent: Path, tmp_path: Path
 ) -> None:
