@@ -100,6 +100,7 @@ gpu: .venv/dev
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch sees no GPU here")'
 	test -d build/human-cds || $(BIN)/dnascale prepare builtin:human-cds --out build/human-cds
 	$(BIN)/python benchmarks/step.py build/human-cds book@512:ours,trainer,trainer-compiled base@1024:ours,trainer,trainer-compiled \
+	  small@512@32768:ours,ours+train.cuda_graphs=true,ours+train.compile=whole,ours+train.compile=whole+train.cuda_graphs=true,trainer \
 	  base@1024@32768:ours,zero1,zero2,zero3 base@8192@65536:ours,ours+train.flash_attention=FA3,ours+train.flash_attention=FA4,trainer large@1024:ours,trainer \
 	  --limit 900 --profile build/kernels --out build/step.jsonl
 	$(BIN)/python benchmarks/attention.py

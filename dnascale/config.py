@@ -221,6 +221,11 @@ class TrainConfig(_Section):
         description="whose flash attention on CUDA: torch's own, or that of an installed flash-attn 3 (compute capability 9.x) or 4 (9.x "
         "and 10.x), which is tried before the run begins",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="record each micro-batch as a CUDA graph, which the device repeats without waiting for the host to launch its kernels: for small "
+        "models and micro-batches; one process, engine plain",
+    )
     recompute: Literal["layers", False] = Field(
         False,
         description="layers = keep only what goes into each layer and compute the rest again on the way back: far less memory, about "
@@ -348,7 +353,7 @@ class Config(_Section):
 
 #: Keys that say where and how a run computes, not what it computes: free to differ when a run is resumed.
 HARDWARE_KEYS = (
-    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.flash_attention", "train.recompute", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
+    "data.path", "data.verify", "data.workers", "data.cache", "data.cache_limit_gb", "train.micro_batch_tokens", "train.precision", "train.compile", "train.flash_attention", "train.cuda_graphs", "train.recompute", "train.deterministic", "train.engine", "train.device", "train.processes", "optimizer.restart",
     "guard.patience", "guard.stall", "guard.replicas", "checkpoint", "evaluation", "log", "run",
 )  # fmt: skip
 

@@ -23,7 +23,14 @@ from dnascale.runs import open_data
 from dnascale.train import checkpoint
 from dnascale.train.batching import Batching, divide_batch
 from dnascale.train.distributed import connect, from_main, together
-from dnascale.train.engines import Engine, build_engine, compile_mode, deepspeed_config, require_few_in_bf16
+from dnascale.train.engines import (
+    Engine,
+    build_engine,
+    compile_mode,
+    deepspeed_config,
+    require_few_in_bf16,
+    require_graphs,
+)
 from dnascale.train.folder import hold_run, settle_config
 from dnascale.train.guard import Guard
 from dnascale.train.initial import begin_with, read_source
@@ -95,6 +102,7 @@ def assemble(config: Config, hold: bool = False) -> Job:
     batching = max(batchings, key=lambda one: one.accumulation)
     deepspeed = deepspeed_config(config, batching.micro_windows, batching.accumulation, world)
     accelerator = connect(config.train, deepspeed)
+    together(accelerator, lambda: require_graphs(config, accelerator))
     together(accelerator, lambda: _settle_flash_attention(config, accelerator.device))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -265,9 +273,9 @@ def enter(job: Job, stage: Stage) -> None:
         job.guard.forget()
     job.batching = divide_batch(job.config, stage, job.accelerator.num_processes)
     job.stream = _open_stream(job.config, job.stream.reader, job.order, job.stages, job.state.position, job.accelerator)
-    job.engine.divide(job.batching.micro_windows, job.batching.accumulation)
     masking = replace(job.engine.module.masking, rate=stage.masking_rate)
     job.engine.module.masking = masking
+    job.engine.divide(job.batching.micro_windows, job.batching.accumulation)
     job.flops_per_token = stage_flops(job.config, masking, job.stream, stage.context)
 
 

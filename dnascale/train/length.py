@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from dnascale.data.read import WindowReader
 from dnascale.data.shorter import ShorterWindows
 from dnascale.data.stream import Dealing, TrainStream
 from dnascale.train.batching import divide_batch, to_device
-from dnascale.train.engines import compile_mode
+from dnascale.train.engines import Graphs, compile_mode
 from dnascale.train.memory import give_back_memory
 from dnascale.train.schedules import Stage, steps_within
 from dnascale.train.screen import Screen
@@ -62,23 +63,32 @@ def _time_step(
     trial, optimizer = trial_of(module, config, stage, compile_mode(config, accelerator))
     assert config.train.minutes is not None
     until = time.monotonic() + min(10.0, 0.02 * 60 * config.train.minutes)
+    bare = partial(_micro_batch, trial)
+    graphs = Graphs(bare, trial.parameters()) if config.train.cuda_graphs else None
     micro_batches: list[float] = []
     updates: list[float] = []
     # Long enough that what else the machine does for a moment is not taken for its speed.
     while len(updates) < 30 or time.monotonic() < until:
         begin = time.monotonic()
         for batch in stream.next_step():
-            loss, _ = trial(*to_device(batch, trial, accelerator.device))
-            loss.backward()
-            float(loss.detach())  # waits for the device
+            (graphs or bare)(*to_device(batch, trial, accelerator.device)).tolist()  # waits for the device
         micro_batches.append(time.monotonic() - begin)
         begin = time.monotonic()
         float(torch.nn.utils.clip_grad_norm_(trial.parameters(), 1.0))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if graphs is None:
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            graphs.zero_gradients()
         updates.append(time.monotonic() - begin)
     # The first steps allocate memory and choose kernels.
-    del trial, optimizer, loss
+    del trial, optimizer, bare, graphs
     give_back_memory(accelerator.device)
     one = statistics.median(micro_batches[10:]) * batching.accumulation + statistics.median(updates[10:])
     return float(accelerator.gather(torch.tensor([one], device=accelerator.device)).max())
+
+
+def _micro_batch(model: "MaskedLanguageModel", tokens: torch.Tensor, keys: torch.Tensor, room: int) -> torch.Tensor:
+    loss, sums = model(tokens, keys, room)
+    loss.backward()
+    return sums

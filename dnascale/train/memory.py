@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Of the device's memory, what a step may take: the rest is for evaluation, fragmentation and other programs.
 _SHARE = 0.92
+#: And where a graph keeps the memory of a step while evaluation needs its own.
+_SHARE_BESIDE_GRAPHS = 0.6
 #: Of the host's free memory, what the activations of all its processes may take on CPUs.
 _HOST_SHARE = 0.5
 #: How torch says that memory ran out, where it has no class for it.
@@ -83,7 +85,7 @@ def candidates(config: Config, of_run: list[Stage], world: int) -> list[int]:
     ]
 
 
-def recorded(run: Path, devices: list[str]) -> int | None:
+def recorded(run: Path, devices: list[str], graphs: bool) -> int | None:
     """The micro-batch that a run on the same devices was begun with: taken again, so that it continues to the bit. None before the
     first checkpoint: there is nothing to continue, and it may have been too large.
     """
@@ -91,7 +93,8 @@ def recorded(run: Path, devices: list[str]) -> int | None:
         return None
     try:
         before = json.loads((run / "environment.json").read_text())["devices"]
-        tokens = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_tokens"]
+        train = yaml.safe_load((run / "config.yaml").read_text())["train"]
+        tokens = train["micro_batch_tokens"] if train.get("cuda_graphs", False) == graphs else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return tokens if before == devices and isinstance(tokens, int) else None
@@ -109,13 +112,13 @@ def find_micro_batch(
     On GPUs `attempt(tokens)` takes a real step; what does not fit is halved. On CPUs, where nothing fails before the whole machine
     suffers, the choice follows from the free memory. Raises MemoryShortage when not even the smallest fits.
     """
-    world, device = accelerator.num_processes, accelerator.device
+    world, device, graphs = accelerator.num_processes, accelerator.device, config.train.cuda_graphs
     possible = candidates(config, of_run, world)
     if not possible:
         raise UsageError(
             "train.micro_batch_tokens=auto: no micro-batch divides the global batches of all stages: set it, or change the stages."
         )
-    before = torch.tensor([recorded(Path(config.run.dir), devices()) or 0], device=device)
+    before = torch.tensor([recorded(Path(config.run.dir), devices(), graphs) or 0], device=device)
     agreed = int(accelerator.gather(before).min())
     if agreed in possible:
         say(f"micro-batch of {agreed:,} tokens, as the run began")
@@ -129,7 +132,7 @@ def find_micro_batch(
         return config.with_train(micro_batch_tokens=chosen)
     tokens = possible[0]
     while True:
-        fitted = _fits(attempt, tokens, device)
+        fitted = _fits(attempt, tokens, device, _SHARE_BESIDE_GRAPHS if graphs else _SHARE)
         if bool(accelerator.gather(torch.tensor([int(fitted)], device=device)).min()):
             say(f"micro-batch of {tokens:,} tokens, the largest that a step was possible with")
             return config.with_train(micro_batch_tokens=tokens)
@@ -181,14 +184,14 @@ def attempt_step(
     return attempt
 
 
-def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device) -> bool:
+def _fits(attempt: Callable[[int], None], tokens: int, device: torch.device, most: float = _SHARE) -> bool:
     """Whether a step of so many tokens is possible, with some memory left over."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         attempt(tokens)
         share = torch.cuda.max_memory_reserved(device) / _total(device) if device.type == "cuda" else 0.0
-        return share <= _SHARE
+        return share <= most
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -234,6 +237,8 @@ def explain_shortage(config: Config, when: str, device: torch.device) -> MemoryS
         if smaller
         else "train.recompute=layers needs less, and so does a smaller model.context"
     )
+    if config.train.cuda_graphs:
+        cure += ". train.cuda_graphs=false gives back what a step needs while evaluation runs"
     return MemoryShortage(
         f"out of memory {when} with micro-batches of {tokens:,} tokens: {usage(device)}. {cure}. What was saved is "
         "untouched; the same command goes on from there."

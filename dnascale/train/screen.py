@@ -214,6 +214,7 @@ def _how(config: "Config", engine: "Engine") -> str:
         dtype = "bf16 weights, fp32 masters"
     records = "records kept apart" if config.data.separate_records else "records mixed"
     how = {"layers": " · compiled by layers", "whole": " · compiled as a whole", None: ""}[engine.compiled]
+    how += " · CUDA graphs" if config.train.cuda_graphs else ""
     again = " · layers recomputed" if config.train.recompute else ""
     world = engine.accelerator.num_processes
     processes = f"{world} process{'es' if world > 1 else ''}"

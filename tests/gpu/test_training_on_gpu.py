@@ -107,6 +107,26 @@ def test_a_run_in_stages_goes_on_to_the_bit(data: Path, tmp_path: Path, optimize
     assert numbers(train(data, tmp_path / "run", *options)) == numbers(whole)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("train.compile=false",),
+        ("train.compile=layers",),
+        ("train.compile=whole",),
+        ("train.compile=false", "train.precision=fp32"),
+        ("train.compile=layers", "train.recompute=layers", "optimizer.name=muon", "train.deterministic=true"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_of_cuda_graphs_learns_as_the_run_without(data: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    options = (*options, STAGES)
+    plain, graphs = (
+        [line["loss"] for line in train(data, tmp_path / f"graphs-{on}", *options, f"train.cuda_graphs={on}")]
+        for on in ("false", "true")
+    )
+    assert graphs == pytest.approx(plain, rel=0.01)
+
+
 def test_metrics_know_the_device(data: Path, tmp_path: Path) -> None:
     line = train(data, tmp_path / "run")[-1]
     assert ("mfu" in line) == (peak_flops(CUDA) is not None and torch.cuda.get_device_capability() >= (8, 0))

@@ -32,11 +32,12 @@ def config(stages: list[dict[str, int]] | None = None, **model: int) -> Config:
 def test_the_micro_batch_of_a_run_is_kept_on_the_same_hardware_alone(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("train: {micro_batch_tokens: 4096}")
     (tmp_path / "environment.json").write_text(json.dumps({"devices": devices()}))
-    assert recorded(tmp_path, devices()) is None  # it may have been too large for the first step
+    assert recorded(tmp_path, devices(), False) is None  # it may have been too large for the first step
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    assert recorded(tmp_path, devices()) == 4096
+    assert recorded(tmp_path, devices(), False) == 4096
+    assert recorded(tmp_path, devices(), True) is None  # a graph keeps memory for itself
     for other in ([], ["MPS, 17 GB"], ["NVIDIA H100"]):
-        assert recorded(tmp_path, other) is None
+        assert recorded(tmp_path, other, False) is None
 
 
 def test_candidates_are_what_divides_the_batch_of_every_process_and_stage() -> None:

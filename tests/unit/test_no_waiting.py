@@ -61,6 +61,7 @@ def test_the_update_of_every_optimizer_waits_for_nothing(name: str) -> None:
         model = on_fake_gpu(Layered())
         engine = PlainEngine.__new__(PlainEngine)
         engine.name = "ddp"
+        engine.graphs = None
         engine.parameters = dict(model.named_parameters())
         engine.config = SimpleNamespace(optimizer=config(name))  # type: ignore[assignment]
         engine.optimizer = build_optimizer(model, config(name))
@@ -79,6 +80,7 @@ def test_gradients_that_ddp_sends_from_keep_their_place_and_others_are_given_bac
     model = Layered()
     engine = PlainEngine.__new__(PlainEngine)
     engine.name, engine.parameters = name, dict(model.named_parameters())
+    engine.graphs = None
     engine.config = SimpleNamespace(optimizer=config("adamw"))  # type: ignore[assignment]
     engine.optimizer = build_optimizer(model, config("adamw"))
     places = {}

@@ -7,6 +7,7 @@ import torch
 from dnascale.config import Config
 from dnascale.train.engines.deepspeed import deepspeed_config, require_few_in_bf16
 from dnascale.train.engines.engine import Engine, Fragment, compile_mode
+from dnascale.train.engines.graphs import Graphs, require_graphs
 from dnascale.train.engines.plain import PlainEngine
 from dnascale.train.engines.reduction import GradientReductionCheck
 from dnascale.train.engines.zero import DeepSpeedEngine
@@ -20,11 +21,13 @@ __all__ = [
     "Engine",
     "Fragment",
     "GradientReductionCheck",
+    "Graphs",
     "PlainEngine",
     "build_engine",
     "compile_mode",
     "deepspeed_config",
     "require_few_in_bf16",
+    "require_graphs",
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dnascale.config import Config
 from dnascale.train.engines.engine import Engine, Fragment, ranks_of
+from dnascale.train.engines.graphs import Graphs
 from dnascale.train.guard import Guard
 from dnascale.train.optim import set_step, share_work, shared_state
 
@@ -34,13 +35,18 @@ class PlainEngine(Engine):
         self.model = accelerator.prepare_model(module)
         self.optimizer = optimizer
         self.accumulation = accumulation
+        self.graphs = Graphs(self._micro_batch, self.parameters.values()) if config.train.cuda_graphs else None
         if (ranks := ranks_of(accelerator, cut=False)) is not None:
             share_work(optimizer, ranks)
 
     def divide(self, micro_windows: int, accumulation: int) -> None:
         self.accumulation = accumulation
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
+        if self.graphs is not None:
+            return self.graphs(tokens, keys, room)
         hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
         with hold:
             with self.clock.forward():
@@ -62,9 +68,18 @@ class PlainEngine(Engine):
             self.optimizer.step()
         elif not left_out:  # before torch 2.13 AdamW does not read it there
             self.optimizer.step()
-        # DDP's gradients are views of what it sends: new ones would be held beside it while they accumulate.
-        self.optimizer.zero_grad(set_to_none=self.name == "plain")
+        if self.graphs is not None:
+            self.graphs.zero_gradients()
+        else:
+            # DDP's gradients are views of what it sends: new ones would be held beside it while they accumulate.
+            self.optimizer.zero_grad(set_to_none=self.name == "plain")
         return norm, left_out
+
+    def _micro_batch(self, tokens: torch.Tensor, keys: torch.Tensor, room: int) -> torch.Tensor:
+        """What a graph records: nothing in it is timed."""
+        loss, sums = self.model(tokens, keys, room)
+        (loss / self.accumulation).backward()
+        return sums
 
     def full_gradient(self, name: str) -> torch.Tensor:
         gradient = self.parameters[name].grad
