@@ -223,8 +223,8 @@ class TrainConfig(_Section):
     )
     cuda_graphs: bool = Field(
         False,
-        description="record each micro-batch as a CUDA graph, which the device repeats without waiting for the host to launch its kernels: for small "
-        "models and micro-batches; one process, engine plain",
+        description="record a micro-batch as a CUDA graph, which the device repeats for all others without waiting for the host to launch kernels: for "
+        "small models and micro-batches; one process, engine plain",
     )
     recompute: Literal["layers", False] = Field(
         False,

@@ -146,9 +146,10 @@ def find_micro_batch(
                 if accelerator.deepspeed_plugin is not None
                 else ""
             )
+            without_graphs = " Without train.cuda_graphs there is more room." if graphs else ""
             raise MemoryShortage(
                 f"not even a micro-batch of {tokens:,} tokens fits on every device ({usage(device)}): use a smaller model.context, "
-                f"a smaller model, or train.recompute=layers.{divided}"
+                f"a smaller model, or train.recompute=layers.{divided}{without_graphs}"
             )
         tokens = smaller[0]
 

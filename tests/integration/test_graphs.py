@@ -1,9 +1,11 @@
 """Micro-batches recorded as CUDA graphs. On a CPU the recording is played: every operation is done again on the tensors it had then."""
 
 import contextlib
+import gc
 import re
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,15 +53,20 @@ class Played:
     """As a graph does, it keeps addresses and numbers as they were, and leaves the result in one place."""
 
     made = 0
+    held: "weakref.ref[Operations] | None" = None
 
     def aside(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def record(self, run: Run) -> tuple[Callable[[], None], torch.Tensor]:
         Played.made += 1
+        gc.collect()
+        assert Played.held is None or Played.held() is None  # one recording at a time
         run()
         with Operations() as operations:
             sums = run()
+
+        Played.held = weakref.ref(operations)
 
         @torch.no_grad()
         def replay() -> None:
@@ -135,7 +142,7 @@ def layer() -> torch.nn.Linear:
 
 def micro_batch(layer: torch.nn.Linear) -> graphs.MicroBatch:
     def run(tokens: torch.Tensor, keys: torch.Tensor, room: int) -> torch.Tensor:
-        loss = layer(tokens.float()).square().sum() + keys.sum()
+        loss = (layer(tokens.float()).square() * (1 + keys.view(-1, 1))).sum()
         loss.backward()
         return loss.detach()[None]
 
@@ -179,15 +186,10 @@ class Stale(Played):
 
 
 class Refuses(Played):
-    """As torch does when recording fails: the end of it raises another error over the cause."""
-
     cause = "operation not permitted when stream is capturing\nCUDA kernel errors might be ..."
 
     def record(self, run: Run) -> tuple[Callable[[], None], torch.Tensor]:
-        try:
-            raise RuntimeError(self.cause)
-        finally:
-            raise RuntimeError("operation failed due to a previous error during capture")
+        raise RuntimeError(self.cause)
 
 
 class Full(Refuses):
@@ -212,6 +214,42 @@ def test_a_recording_is_compared_before_it_is_used(
     monkeypatch.setattr(graphs, "Recorder", recorder)
     with pytest.raises(error, match=sentence):
         Graphs(micro_batch(layer), layer.parameters())(*batches((1,))[0])
+
+
+@pytest.mark.parametrize("which", ["tokens", "keys"])
+def test_a_recording_that_does_not_read_its_inputs_is_seen(
+    layer: torch.nn.Linear, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(self: graphs._Recorded, tokens: torch.Tensor, keys: torch.Tensor) -> None:
+        for name, new in (("tokens", tokens), ("keys", keys)):
+            if name != which:
+                getattr(self, name).copy_(new)
+
+    monkeypatch.setattr(graphs, "Recorder", Played)
+    monkeypatch.setattr(graphs._Recorded, "read", read)
+    with pytest.raises(UsageError, match="computes something else"):
+        Graphs(micro_batch(layer), layer.parameters())(*batches((1, 1))[1])
+
+
+def test_the_cause_is_said_and_not_what_the_end_of_a_failed_recording_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def recording(*_: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def run() -> torch.Tensor:
+        if runs.pop():
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    runs = [True, False, False, False]
+    monkeypatch.setattr(torch.cuda, "Stream", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        graphs.Recorder().record(run)
 
 
 def test_a_micro_batch_that_fails_by_itself_is_not_said_to_fail_for_graphs(

@@ -46,7 +46,8 @@ class PlainEngine(Engine):
 
     def backward(self, tokens: torch.Tensor, keys: torch.Tensor, room: int, last: bool) -> torch.Tensor:
         if self.graphs is not None:
-            return self.graphs(tokens, keys, room)
+            # Always for several records: which kernel a window has does not hang on those before it.
+            return self.graphs(tokens, keys, room or self.module.attention.room(len(tokens), 1))
         hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
         with hold:
             with self.clock.forward():
