@@ -94,7 +94,7 @@ def _hardware() -> str:
         "# Hardware, measured",
         "",
         "All rows of `dnascale bench run` in [docs/benchmarks/](https://github.com/dnascale/dnascale/tree/main/docs/benchmarks), one file a",
-        "machine. Yours are welcome: [how](../how-to/measure.md). `nano` had AdamW in these, and `small` Muon.",
+        "machine. Yours are welcome: [how](../how-to/measure.md). `nano` had AdamW in those of 26 and 27 November 2026; `small` had Muon.",
     ]
     for path in sorted((ROOT / "docs" / "benchmarks").glob("*.jsonl")):
         rows = [row for line in path.read_text().splitlines() if set(COLUMNS) <= set(row := json.loads(line))]
