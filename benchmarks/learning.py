@@ -32,7 +32,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()]
     if options.sizes:
-        draw_sizes([row for row in rows if "budget_minutes" in row], options.out)
+        ends = [row for row in rows if "budget_minutes" in row]
+        if not ends:
+            parser.error(f"{options.rows} has no rows that end a run of so many minutes (budget_minutes).")
+        draw_sizes(ends, options.out)
         return
     draw([row for row in rows if "seconds" in row and ("preset" in row or "name" in row)], options.out)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,7 @@ class PlainEngine(Engine):
             return self.graphs(tokens, keys, room or self.module.attention.room(len(tokens), 1))
         hold = self.model.no_sync() if not last and hasattr(self.model, "no_sync") else contextlib.nullcontext()
         with hold:
-            with self.clock.forward():
-                loss, sums = self.model(tokens, keys, room)
-            (loss / self.accumulation).backward()
-        return sums
+            return self._micro_batch(tokens, keys, room, self.clock.forward())
 
     def step(self, learning_rate: float, guard: Guard) -> tuple[torch.Tensor, torch.Tensor]:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -76,9 +74,12 @@ class PlainEngine(Engine):
             self.optimizer.zero_grad(set_to_none=self.name == "plain")
         return norm, left_out
 
-    def _micro_batch(self, tokens: torch.Tensor, keys: torch.Tensor, room: int) -> torch.Tensor:
-        """What a graph records: nothing in it is timed."""
-        loss, sums = self.model(tokens, keys, room)
+    def _micro_batch(
+        self, tokens: torch.Tensor, keys: torch.Tensor, room: int, timed: AbstractContextManager[None] | None = None
+    ) -> torch.Tensor:
+        """Forward, which is not `timed` where a graph records it, and backward."""
+        with timed or contextlib.nullcontext():
+            loss, sums = self.model(tokens, keys, room)
         (loss / self.accumulation).backward()
         return sums
 
